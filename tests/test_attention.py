@@ -221,16 +221,12 @@ def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(
 
 def test_several_models_side_by_side(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     pictures = [str(path) for path in sorted((finished_run / "data" / "test").iterdir())[:2]]
-    assert (
-        attention.main(
-            [
-                "--images",
-                *pictures,
-                *("--runs", str(tiny_backbone), str(finished_run / "run"), "--output", str(tmp_path)),
-            ]
-        )
-        == 0
-    )
+    arguments = [
+        "--images",
+        *pictures,
+        *("--runs", str(tiny_backbone), str(finished_run / "run"), "--output", str(tmp_path)),
+    ]
+    assert attention.main(arguments) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "attention.png",
         "attention_heads_1.png",

@@ -104,18 +104,14 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
     # and going on gives what a run without interruption gives
     assert train.main(["--output", str(output), "--resume"]) == 0
     whole = place / "whole"
-    assert (
-        train.main(
-            [
-                *("--data", str(place / "my data"), "--output", str(whole)),
-                *("--backbone", str(tiny_backbone)),
-                *QUICK,
-                *LEARNS,
-                *flags,
-            ]
-        )
-        == 0
-    )
+    arguments = [
+        *("--data", str(place / "my data"), "--output", str(whole)),
+        *("--backbone", str(tiny_backbone)),
+        *QUICK,
+        *LEARNS,
+        *flags,
+    ]
+    assert train.main(arguments) == 0
     assert (output / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert load_run(output).unfinished is None
 

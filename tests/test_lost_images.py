@@ -71,15 +71,11 @@ def test_an_image_that_was_agreed_to_be_bad_is_no_lost_one(
 ) -> None:
     data = make_competition(tmp_path / "data")
     (data / "train" / "red" / "red_1.png").write_text("no image")
-    assert (
-        train.main(
-            [
-                *flags(data, tiny_backbone, tmp_path / "run"),
-                *"--set data.skip_bad_images=true --epochs 1".split(),
-            ]
-        )
-        == 0
-    )
+    arguments = [
+        *flags(data, tiny_backbone, tmp_path / "run"),
+        *"--set data.skip_bad_images=true --epochs 1".split(),
+    ]
+    assert train.main(arguments) == 0
     assert "skipped 1 images" in capsys.readouterr().out
 
 

@@ -49,16 +49,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Pa
         )
         == 0
     )
-    assert (
-        train.main(
-            [
-                *flags,
-                *("--backbone", str(swin), "--output", str(root / "other")),
-                *("--set", "data.val_fraction=0.3"),
-            ]
-        )
-        == 0
-    )
+    arguments = [
+        *flags,
+        *("--backbone", str(swin), "--output", str(root / "other")),
+        *("--set", "data.val_fraction=0.3"),
+    ]
+    assert train.main(arguments) == 0
     assert (
         train.main(
             [*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]
@@ -116,15 +112,11 @@ def test_the_decision_that_the_folds_found_is_used_and_recorded(runs: Path, tmp_
     record["decisions"][0] |= {"used": True, "numbers": [0.5]}
     write_json(folds / "run.json", record)
     plain = predict(runs, tmp_path / "plain.csv", folds)
-    assert (
-        inference.main(
-            [
-                *("--data", str(runs / "data"), "--output", str(output), "--precision", "fp32"),
-                *("--model", str(folds)),
-            ]
-        )
-        == 0
-    )
+    arguments = [
+        *("--data", str(runs / "data"), "--output", str(output), "--precision", "fp32"),
+        *("--model", str(folds)),
+    ]
+    assert inference.main(arguments) == 0
     decided = pd.read_csv(output, index_col="id")
     squared = plain**2
     np.testing.assert_allclose(decided, squared.div(squared.sum(axis=1), axis=0), atol=1e-5)

@@ -265,15 +265,11 @@ def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys
     # rank 2 x (in + out) on query and value: one layer of 16 and two of 32; a head of 16 -> 32, 32 -> 32, 32
     # -> 6
     assert "adapter 640, head 1,798" in capsys.readouterr().out
-    assert (
-        inference.main(
-            [
-                *("--model", str(output), "--data", str(learnt / "data")),
-                *("--output", str(tmp_path / "predictions.csv")),
-            ]
-        )
-        == 0
-    )
+    command = [
+        *("--model", str(output), "--data", str(learnt / "data")),
+        *("--output", str(tmp_path / "predictions.csv")),
+    ]
+    assert inference.main(command) == 0
 
 
 FROZEN = "{fusion: cross_attention, text_pooling: mean, activation: gelu, hidden_size: 16, dropout: 0.1}"
