@@ -171,11 +171,9 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     names = ["lora-r-2", "lora-r-2-flip-off", "diverges"]
     assert trained(commands) == [f"{name}_seed{seed}" for seed in (3, 4) for name in names]
     printed = capsys.readouterr().out
-    assert (
-        "on CPU, fp32: about" in printed
-        and "[2/6] LoRA r=2, flip off, seed 3" in printed
-        and "4 left, about" in printed
-    )
+    assert "on CPU, fp32: about" in printed
+    assert "[2/6] LoRA r=2, flip off, seed 3" in printed
+    assert "4 left, about" in printed
 
     scores = [
         json.loads((output / f"lora-r-2_seed{seed}" / "scores.json").read_text())["metrics"]["accuracy"]
@@ -196,21 +194,15 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     assert (
         float(first["trainable"]) == 2 * 2 * 2 * (32 + 32) + 3 * 33
     )  # two layers, query and key, A and B of rank 2; the head of 3 classes
-    assert (
-        failed["finished"] == "0"
-        and "the loss became NaN" in failed["failed"]
-        and "exit code 2" in failed["failed"]
-    )
+    assert failed["finished"] == "0"
+    assert "the loss became NaN" in failed["failed"]
+    assert "exit code 2" in failed["failed"]
     assert [line["seed"] for line in read_csv(output / "trials.csv")] == ["3", "3", "3", "4", "4", "4"]
     text = (output / "table.md").read_text(encoding="utf-8")
-    assert (
-        f"| {mean(scores):.4f} ± {stdev(scores):.4f} (2) |" in text
-        and "| score 0.915, 3.8 GB, 12h03m |" in text
-    )
-    assert (
-        "- diverges, seed 3: the loss became NaN" in text
-        and "error: the loss became NaN" in (output / "diverges_seed3" / "trial.log").read_text()
-    )
+    assert f"| {mean(scores):.4f} ± {stdev(scores):.4f} (2) |" in text
+    assert "| score 0.915, 3.8 GB, 12h03m |" in text
+    assert "- diverges, seed 3: the loss became NaN" in text
+    assert "error: the loss became NaN" in (output / "diverges_seed3" / "trial.log").read_text()
     assert (output / "score_memory.png").stat().st_size > 5000 and (
         output / "score_time.png"
     ).stat().st_size > 5000
@@ -222,11 +214,9 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     commands.clear()
     with pytest.raises(UserError, match="2 of 6 trials failed"):
         ablation.main(call)
-    assert (
-        trained(commands) == ["diverges_seed3", "diverges_seed4"]
-        and "--resume" in commands[0]
-        and len(commands) == 2
-    )
+    assert trained(commands) == ["diverges_seed3", "diverges_seed4"]
+    assert "--resume" in commands[0]
+    assert len(commands) == 2
 
     write_grid(grid, [{**ROWS[0], "set": {"lora.rank": 4}}, ROWS[1]])
     commands.clear()
@@ -287,10 +277,8 @@ def test_a_stopped_grid_goes_on_inside_the_trial(
     unfinished = trained(commands)[0]
     assert "resuming in epoch" in (tmp_path / "out" / unfinished / "trial.log").read_text()
     first, second = read_csv(tmp_path / "out" / "table.csv")
-    assert (
-        first["finished"] == second["finished"] == "1"
-        and first["val_accuracy_sd"] == first["test_accuracy"] == ""
-    )
+    assert first["finished"] == second["finished"] == "1"
+    assert first["val_accuracy_sd"] == first["test_accuracy"] == ""
 
 
 def test_trials_side_by_side_make_the_same_table(

@@ -59,11 +59,9 @@ def test_the_default_on_580_photographs_says_what_is_too_little_and_what_did_bet
     text = lines()
     assert "225 optimizer steps" in text and "29 validation rows for 24 classes" in text
     assert f"{math.sqrt(0.25 / 29):.2f}" in text and "data.val_fraction=0.2 gives 116" in text
-    assert (
-        "--recipe beit-large-384-lora-ours" in text
-        and "optimizer.head_lr=1e-2" in text
-        and "head_only=true" in text
-    )
+    assert "--recipe beit-large-384-lora-ours" in text
+    assert "optimizer.head_lr=1e-2" in text
+    assert "head_only=true" in text
 
 
 @pytest.mark.parametrize(
@@ -83,12 +81,8 @@ def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes()
     """Its settings are those of lora-ours, by which the named accuracies were measured; another backbone is
     named with lora-ours itself.
     """
-    assert (
-        LARGE_RECIPE == PLAN_RECIPE
-        and load_recipe(LARGE_RECIPE).backbone
-        == load_recipe("beit-large-384-lora").backbone
-        == LARGE_BACKBONE
-    )
+    assert LARGE_RECIPE == PLAN_RECIPE
+    assert load_recipe(LARGE_RECIPE).backbone == load_recipe("beit-large-384-lora").backbone == LARGE_BACKBONE
     large, small = load_recipe(LARGE_RECIPE), load_recipe("lora-ours")
     for section in ("lora", "optimizer", "schedule", "augmentation", "effective_batch_size"):
         assert getattr(large, section) == getattr(small, section), section
@@ -193,11 +187,9 @@ def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_
     history = [{"epoch": epoch, "step": 10 * epoch, "val_accuracy": 0.4} for epoch in range(1, 10)]
     said = [watch.warning(history[: epoch + 1]) for epoch in range(9)]
     assert [number for number, text in enumerate(said, start=1) if text] == [3, 9]
-    assert (
-        "vqa-bert-vit-ours" in said[2]
-        and "head.text_pooling=mean" in said[2]
-        and "val_accuracy 0.4000" in said[2]
-    )
+    assert "vqa-bert-vit-ours" in said[2]
+    assert "head.text_pooling=mean" in said[2]
+    assert "val_accuracy 0.4000" in said[2]
     good = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=False)
     assert not any(good.warning([*history[:2], {"step": step, "val_accuracy": 0.5}]) for step in (30, 90))
     falling = [*history[:2], {"step": 30, "val_accuracy": 0.6}, {"step": 90, "val_accuracy": 0.4}]
@@ -206,11 +198,9 @@ def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_
         watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=last)
         told[last] = [watch.warning(falling[:epochs]) for epochs in (3, 4)]
     assert told[False] == [None, None] and told[True][0] is None  # the epoch that is kept is above
-    assert (
-        "val_accuracy 0.4000" in told[True][1]
-        and "checkpoint.keep=best" in told[True][1]
-        and "0.6000" in told[True][1]
-    )
+    assert "val_accuracy 0.4000" in told[True][1]
+    assert "checkpoint.keep=best" in told[True][1]
+    assert "0.6000" in told[True][1]
     ours = load_recipe("vqa-bert-vit-ours")  # which follows all of this
     assert [line.split()[0] for line in below_floor(ours)] == ["--epochs"]
 

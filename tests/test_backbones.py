@@ -85,10 +85,8 @@ def test_other_classes_get_a_seeded_new_head_and_keep_the_rest(tiny_backbone: Pa
         assert backbone.new_head and backbone.model.classifier.bias.tolist() == [0, 0, 0]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     assert heads[0].shape == (3, 32) and 0.015 < heads[0].std() < 0.025
-    assert (
-        backbone.model.config.id2label == {0: "blue", 1: "green", 2: "red"}
-        and backbone.model.config.label2id["red"] == 2
-    )
+    assert backbone.model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert backbone.model.config.label2id["red"] == 2
     stored = AutoModelForImageClassification.from_pretrained(tiny_backbone).state_dict()
     loaded = backbone.model.state_dict()
     assert loaded.keys() == stored.keys()
@@ -269,10 +267,8 @@ def test_a_hub_id_out_of_reach_is_one_message_at_once(offline: Path) -> None:
         load_backbone("nobody/no-such-model", NAMES)
     assert time.monotonic() - started < 20  # retries with pauses would take longer
     text = str(caught.value)
-    assert (
-        text.startswith("--backbone nobody/no-such-model: not in this machine's cache")
-        and "use a folder on disk" in text
-    )
+    assert text.startswith("--backbone nobody/no-such-model: not in this machine's cache")
+    assert "use a folder on disk" in text
     assert len(text.splitlines()) == 2
 
 

@@ -124,12 +124,10 @@ def test_footprints_are_what_train_py_counts(work: Work) -> None:
 
 def test_training_from_files_is_watched_and_traced(work: Work, tmp_path: Path) -> None:
     watched = overlap(work, tmp_path / "trace.json")
-    assert (
-        0 <= watched.waiting < 1
-        and watched.first_batch_seconds > 0
-        and watched.images_per_second > 0
-        and watched.busy is None
-    )
+    assert 0 <= watched.waiting < 1
+    assert watched.first_batch_seconds > 0
+    assert watched.images_per_second > 0
+    assert watched.busy is None
     names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert names.count("waiting for a batch") == 2 * 2  # two epochs of two batches
 

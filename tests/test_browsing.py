@@ -202,10 +202,8 @@ def test_disagreement_can_be_sorted_by_where_it_is_known(tmp_path: Path) -> None
         "id,disagreement\n" + "".join(f"{row:03d},{row / 100}\n" for row in range(30))
     )
     found = browse_of(run_dir)
-    assert (
-        "apart" in dict(found["sorts"])
-        and {item.row: float(item.numbers["apart"]) for item in found["items"]}[7] == 0.07
-    )
+    assert "apart" in dict(found["sorts"])
+    assert {item.row: float(item.numbers["apart"]) for item in found["items"]}[7] == 0.07
 
 
 def test_an_unfinished_run_has_none_and_a_run_without_its_array_has(tmp_path: Path) -> None:
@@ -259,11 +257,9 @@ def test_images_that_only_one_of_two_runs_gets_right(tmp_path: Path) -> None:
     alone = [f"{row:03d}.png" for row in np.flatnonzero(right[0] & ~right[1])]
     surest = max(alone, key=lambda name: second[int(name[:3])].max())
     items = found["each"][0]["items"]
-    assert (
-        items[0]["file"] == surest
-        and {item["file"] for item in items} <= set(alone)
-        and all(item["thumbnail"] for item in items)
-    )
+    assert items[0]["file"] == surest
+    assert {item["file"] for item in items} <= set(alone)
+    assert all(item["thumbnail"] for item in items)
     html = build_comparison([one, other], tmp_path / "both").read_text(encoding="utf-8")
     assert f"Only in <bdi>one</bdi>: {counts[0]}" in html and "data:image/jpeg" in html
     assert "data:image/jpeg" not in build_comparison([one, other], tmp_path / "both", images=False).read_text(
@@ -362,10 +358,8 @@ def test_images_are_sorted_as_asked_and_more_can_be_shown(browser: Browser, tmp_
         expected = [f"{row:03d}.png" for row in np.argsort(key, kind="stable")]
         assert browser.run(SHOWN)[:5] == expected[:5] and len(browser.run(SHOWN)) == 60
     browser.run("document.querySelector('[data-more]').click()")
-    assert (
-        browser.run(SHOWN) == expected[:120]
-        and browser.run("document.activeElement.querySelector('.file').textContent") == expected[60]
-    )
+    assert browser.run(SHOWN) == expected[:120]
+    assert browser.run("document.activeElement.querySelector('.file').textContent") == expected[60]
 
 
 @needs_browser
@@ -423,12 +417,10 @@ def test_a_screen_reader_finds_names_for_all_that_can_be_used(browser: Browser, 
         for role in ("combobox", "button", "image", "status", "table")
     }
     assert {name.split(" ")[0] for name in named["combobox"]} == {"True", "Predicted", "Show", "Sorted"}
-    assert (
-        len(named["button"]) > 4
-        and all(named["button"])
-        and all(named["image"])
-        and len(named["status"]) == 1
-    )
+    assert len(named["button"]) > 4
+    assert all(named["button"])
+    assert all(named["image"])
+    assert len(named["status"]) == 1
     assert any(": Avocado, right" in name for name in named["button"])
 
 

@@ -67,11 +67,9 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     store = StateStore(tmp_path / "state")
     store.save(state, {"epoch": 3})
     loaded, _ = store.load()
-    assert (
-        torch.equal(loaded["a"], state["a"])
-        and loaded["b"] == state["b"]
-        and loaded["half"].dtype == torch.bfloat16
-    )
+    assert torch.equal(loaded["a"], state["a"])
+    assert loaded["b"] == state["b"]
+    assert loaded["half"].dtype == torch.bfloat16
     note = json.loads((tmp_path / "state" / "000001.json").read_text())
     assert note == {"epoch": 3, "sha256": sha256(tmp_path / "state" / "000001.pt")}
 

@@ -167,8 +167,6 @@ def test_figures_also_as_vectors_for_a_write_up(tmp_path: Path) -> None:
     pngs = sorted(path.stem for path in (run / "figures").glob("*.png"))
     for ending, start in (("svg", b"<?xml"), ("pdf", b"%PDF")):
         files = sorted((run / "figures").glob(f"*.{ending}"))
-        assert (
-            pngs
-            and [path.stem for path in files] == pngs
-            and all(path.read_bytes().startswith(start) for path in files)
-        )
+        assert pngs
+        assert [path.stem for path in files] == pngs
+        assert all(path.read_bytes().startswith(start) for path in files)

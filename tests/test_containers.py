@@ -554,11 +554,9 @@ def test_pixel_columns_become_images_named_by_row(tmp_path, take):
         pixels_of(tmp_path / "data/test/5.png") == grey(54)
     ).all()
     assert load_table(tmp_path / "data/train.csv").columns == ("ImageId", "label")
-    assert (
-        "28 x 28 pixels, grey" in output
-        and "row number, from 1" in output
-        and "grey levels from 0 to 255" in output
-    )
+    assert "28 x 28 pixels, grey" in output
+    assert "row number, from 1" in output
+    assert "grey levels from 0 to 255" in output
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
     # What `make kernel` must know
@@ -606,10 +604,8 @@ def test_pixels_in_one_cell(tmp_path, take):
     sample(tmp_path / "kaggle", [7, 8, 9])
     output = take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/5.png") == grey(5, 48)).all()
-    assert (
-        "row by row the ids of sample_submission.csv" in output
-        and (pixels_of(tmp_path / "data/test/9.png") == grey(2, 48)).all()
-    )
+    assert "row by row the ids of sample_submission.csv" in output
+    assert (pixels_of(tmp_path / "data/test/9.png") == grey(2, 48)).all()
 
 
 def test_ids_of_a_table_name_the_images_as_they_are_written(tmp_path, take):
@@ -680,10 +676,8 @@ def test_features_in_a_table_beside_images_are_no_pixels(tmp_path, take):
     rows = [[name, number % 2, *[0.1] * 128] for number, name in enumerate(TRAIN_IDS)]
     write_table(tmp_path / "kaggle/train.csv", ["id", "label", *columns], rows)
     take(tmp_path / "kaggle")
-    assert (
-        names(tmp_path / "data") == sorted(files)
-        and len(load_table(tmp_path / "data/train.csv").columns) == 130
-    )
+    assert names(tmp_path / "data") == sorted(files)
+    assert len(load_table(tmp_path / "data/train.csv").columns) == 130
 
 
 @pytest.mark.parametrize("cut", ["missing", "word", "too many"])
@@ -741,22 +735,18 @@ def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
     put(tmp_path / "kaggle/notes.json", json.dumps({"annotations": [{"bbox": [1, 2, 3, 4]}]}))
     output = take(tmp_path / "kaggle")
     image = pixels_of(tmp_path / "data/train/0_3.png").astype(int)
-    assert (
-        image.shape == (75, 75, 3)
-        and (abs(image[..., 0] - image[..., 1]) <= 1).all()
-        and (abs(image[..., 2] - image[..., 0]) <= 1).all()
-    )
+    assert image.shape == (75, 75, 3)
+    assert (abs(image[..., 0] - image[..., 1]) <= 1).all()
+    assert (abs(image[..., 2] - image[..., 0]) <= 1).all()
     everything = np.concatenate([np.ravel(row["band_1"]) for row in bands(9) + bands(4, 50)])
     low, high = np.percentile(everything, [0.5, 99.5])
     expected = np.clip((np.asarray(bands(9)[3]["band_1"]).reshape(75, 75) - low) / (high - low), 0, 1) * 255
     assert abs(expected - image[..., 0]).max() < 3  # the range is that of a sample of the values
     assert "two channels become red and green, their mean blue" in output and "0.5 to 99.5 %" in output
     table = load_table(tmp_path / "data/train.csv")
-    assert (
-        table.columns == ("id", "inc_angle", "is_iceberg")
-        and table.cells[0][1] == "na"
-        and table.cells[1][1] == "40.25"
-    )
+    assert table.columns == ("id", "inc_angle", "is_iceberg")
+    assert table.cells[0][1] == "na"
+    assert table.cells[1][1] == "40.25"
     assert (tmp_path / "data/notes.json").exists() and len(read_layout(tmp_path / "data").test) == 4
 
 
@@ -846,10 +836,8 @@ def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take
     put(tmp_path / "kaggle/cut.npy", (tmp_path / "kaggle/cut.npy").read_bytes()[:500])
     output = take(tmp_path / "kaggle")
     assert "objects.npy was not turned into images: it holds pickled Python objects" in output
-    assert (
-        "more.npz was not turned into images: it holds pickled Python objects" in output
-        and "cut.npy was not turned into images: it is damaged" in output
-    )
+    assert "more.npz was not turned into images: it holds pickled Python objects" in output
+    assert "cut.npy was not turned into images: it is damaged" in output
 
 
 def test_a_stack_without_labels_is_refused(tmp_path, take):
@@ -894,10 +882,8 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     )
     assert pixels_of(tmp_path / "data/train/val2.png").shape == (32, 32)
     table = load_table(tmp_path / "data/train.csv")
-    assert (
-        sorted(table.columns) == ["class", "id", "weight"]
-        and table.column("class") == "0 1 0 1 0 1 0 1 0".split()
-    )
+    assert sorted(table.columns) == ["class", "id", "weight"]
+    assert table.column("class") == "0 1 0 1 0 1 0 1 0".split()
     assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
@@ -964,11 +950,9 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     b = pixels_of(tmp_path / "data/train/1/b.png").ravel()
     # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in
     # Hounsfield units (value - 1024).
-    assert (
-        a[: 1024 + 40 - 200].max() == 0
-        and a[1024 + 40 + 199 :].min() == 255
-        and abs(int(a[1024 + 40]) - 128) <= 1
-    )
+    assert a[: 1024 + 40 - 200].max() == 0
+    assert a[1024 + 40 + 199 :].min() == 255
+    assert abs(int(a[1024 + 40]) - 128) <= 1
     assert (b == 255 - a).all() and "window" in output
     assert containers.read_converted(tmp_path / "data") == ""  # no image of a test part
 
@@ -981,10 +965,8 @@ def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
         tmp_path / "kaggle/train/bright", np.full((32, 32), 2000, np.uint16) + np.arange(32, dtype=np.uint16)
     )
     output = take(tmp_path / "kaggle")
-    assert (
-        pixels_of(tmp_path / "data/train/dark.png").max() < 20
-        and pixels_of(tmp_path / "data/train/bright.png").min() > 230
-    )
+    assert pixels_of(tmp_path / "data/train/dark.png").max() < 20
+    assert pixels_of(tmp_path / "data/train/bright.png").min() > 230
     assert "one range for the whole set" in output
 
 
@@ -994,11 +976,9 @@ def test_damaged_dicom_is_named_and_all_damaged_is_refused(tmp_path, take):
     put(tmp_path / "bad/train/b.dcm", b"no dicom")
     assert "none of 1 DICOM file can be read" in refused(take, tmp_path / "bad")
     output = take(tmp_path / "kaggle")
-    assert (
-        "1 DICOM file cannot be turned into images" in output
-        and "train/b.dcm" in output
-        and (tmp_path / "data/train/a.png").exists()
-    )
+    assert "1 DICOM file cannot be turned into images" in output
+    assert "train/b.dcm" in output
+    assert (tmp_path / "data/train/a.png").exists()
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:

@@ -40,10 +40,8 @@ def test_thresholds_gain_where_a_model_is_too_shy() -> None:
     # Other rows: what was promised comes true
     fresh, more, unseen = labels_with_shy_model(np.random.default_rng(1))
     after = f1_score(more, judged[0].decision.apply(fresh, unseen) >= 0.5, average="macro")
-    assert (
-        after == pytest.approx(judged[0].after, abs=0.05)
-        and after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
-    )
+    assert after == pytest.approx(judged[0].after, abs=0.05)
+    assert after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
 
 
 def test_a_threshold_decides_exactly_at_its_value() -> None:
@@ -87,11 +85,9 @@ def test_cut_points_raise_kappa() -> None:
     level = truth * 0.5 + rng.normal(0, 0.3, 600)  # everything is taken for a low grade
     values = target.activate(-3 * np.abs(np.arange(4) - level[:, None]))
     judged = judge(target, "qwk", truth, values, PARTS)
-    assert (
-        judged[0].decision.kind == "cuts"
-        and judged[0].used
-        and list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
-    )
+    assert judged[0].decision.kind == "cuts"
+    assert judged[0].used
+    assert list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
     grades = target.chosen(judged[0].decision.apply(target, values))
     assert cohen_kappa_score(truth, grades, weights="quadratic") > judged[0].before + 0.1
 

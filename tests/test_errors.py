@@ -51,12 +51,10 @@ def test_raise_all_lists_every_problem_up_to_twenty() -> None:
     with pytest.raises(UserError) as caught:
         raise_all((f"row {number}" for number in range(25)), "bad rows:")
     lines = str(caught.value).splitlines()
-    assert (
-        lines[0] == "bad rows:"
-        and lines[1] == "  - row 0"
-        and lines[-1] == "  ... and 5 more"
-        and len(lines) == 22
-    )
+    assert lines[0] == "bad rows:"
+    assert lines[1] == "  - row 0"
+    assert lines[-1] == "  ... and 5 more"
+    assert len(lines) == 22
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 def test_every_mistake_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, "metrik: auc\nid_column: [a, b]\n")
-    assert (
-        "'metrik'" in str(caught.value)
-        and "'metric'" in str(caught.value)
-        and "id_column" in str(caught.value)
-    )
+    assert "'metrik'" in str(caught.value)
+    assert "'metric'" in str(caught.value)
+    assert "id_column" in str(caught.value)
     for text in ("- a\n- b\n", "metric: [", "a: &x 1\nb: *x\n"):
         with pytest.raises(UserError, match=r"competition\.yaml"):
             read(tmp_path, text)

@@ -70,11 +70,9 @@ def test_an_error_of_our_own_keeps_its_traceback() -> None:
 def test_an_old_python_is_one_line() -> None:
     code = "import sys\nsys.version_info = (3, 9, 1)\nimport pipeline"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (
-        result.returncode == 2
-        and len(result.stderr.splitlines()) == 1
-        and "Python 3.11 or newer" in result.stderr
-    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "Python 3.11 or newer" in result.stderr
 
 
 # ---- make ----

@@ -175,10 +175,8 @@ def test_a_group_column_of_the_table_of_labels(tmp_path: Path) -> None:
     competition = read_layout(root, need="train", grouped=Grouping(column="patient"))
     assert competition.groups == {f"i{number}": f"p{number // 4}" for number in range(12)}
     assert read_layout(root, need="train").groups is None
-    assert (
-        "'patients'" in (text := refusal(root, grouped=Grouping(column="patients")))
-        and "nearest: 'patient'" in text
-    )
+    assert "'patients'" in (text := refusal(root, grouped=Grouping(column="patients")))
+    assert "nearest: 'patient'" in text
 
 
 def test_a_group_column_of_another_table(tmp_path: Path) -> None:

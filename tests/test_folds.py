@@ -316,11 +316,9 @@ def test_what_was_in_the_folder_is_kept(folds_run: Path, tiny_backbone: Path, tm
     assert {"fold-1", "fold-3", "oof.npy", "folds.csv", "run.json"} <= {
         path.name for path in earlier.iterdir()
     }
-    assert (
-        (output / "notes.txt").exists()
-        and not (output / "oof.npy").exists()
-        and not list(output.glob("fold-*"))
-    )
+    assert (output / "notes.txt").exists()
+    assert not (output / "oof.npy").exists()
+    assert not list(output.glob("fold-*"))
 
 
 def test_folds_of_other_data_or_another_recipe_are_refused(
@@ -371,7 +369,5 @@ def test_groups_are_in_one_fold_each(
         == 0
     )
     held = pd.read_csv(tmp_path / "run/val_predictions.csv", **TEXT).id.str[-1]
-    assert (
-        set(held.value_counts()) == {3}
-        and json.loads((tmp_path / "run/run.json").read_text())["counts"]["val"] == 6
-    )
+    assert set(held.value_counts()) == {3}
+    assert json.loads((tmp_path / "run/run.json").read_text())["counts"]["val"] == 6

@@ -174,12 +174,10 @@ def test_types_in_run_json(finished_run: Path, fold_files: Path, tmp_path: Path,
 
     def work() -> None:
         team = gather([run])
-        assert (
-            team.describe()
-            and team.members()
-            and (team.temperature is None or team.temperature > 0)
-            and (team.prior is None or len(team.prior))
-        )
+        assert team.describe()
+        assert team.members()
+        assert team.temperature is None or team.temperature > 0
+        assert team.prior is None or len(team.prior)
         for one in team.named:
             assert one.record is None or (
                 one.record.target.describe() and one.record.metric and one.record.task

@@ -57,10 +57,8 @@ def test_train_resume_predict(competition: Path, tiny_backbone: Path, tmp_path: 
         [line["train_loss"] for line in stopped], [line["train_loss"] for line in whole], rtol=2e-2
     )
     record = json.loads((tmp_path / "whole" / "run.json").read_text())
-    assert (
-        record["device"] == torch.cuda.get_device_name()
-        and record["precision"] == choose_compute(precision).precision
-    )
+    assert record["device"] == torch.cuda.get_device_name()
+    assert record["precision"] == choose_compute(precision).precision
     output = tmp_path / "predictions.csv"
     inference.main(
         [

@@ -98,10 +98,8 @@ def test_a_hub_id_is_fetched_with_its_preprocessing_and_cached(
 def test_an_unknown_hub_id_is_one_message(hub: str, competition: Path, tmp_path: Path) -> None:
     result = dry_run(competition, tmp_path, hub, "someone/else")
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert (
-        "--backbone someone/else: not in this machine's cache" in result.stderr
-        and "--backbone finetuned_model/model_beit" in result.stderr
-    )
+    assert "--backbone someone/else: not in this machine's cache" in result.stderr
+    assert "--backbone finetuned_model/model_beit" in result.stderr
 
 
 def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_path: Path) -> None:
@@ -120,9 +118,7 @@ def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_pa
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         result = dry_run(competition, tmp_path, endpoint, "microsoft/beit-large-patch16-384")
     errors = [line for line in result.stderr.splitlines() if "img/s" not in line and line.strip()]
-    assert (
-        result.returncode == 2
-        and errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384")
-        and len(errors) == 2
-    )
+    assert result.returncode == 2
+    assert errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384")
+    assert len(errors) == 2
     assert f"{endpoint} does not answer" in result.stdout and len(asked) == 1

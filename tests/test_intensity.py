@@ -213,10 +213,8 @@ def test_the_rule_is_saved_with_the_weights_and_checked_when_read(tmp_path: Path
     folder = tmp_path / "run" / "model_beit"
     folder.mkdir(parents=True)
     rule.save(folder)
-    assert (
-        read_preprocessing(folder / FILE_NAME, 1) == rule
-        and stored_intensity(tmp_path / "run") == rule.intensity
-    )
+    assert read_preprocessing(folder / FILE_NAME, 1) == rule
+    assert stored_intensity(tmp_path / "run") == rule.intensity
     values = read_json(folder / FILE_NAME)
     for wrong in (
         {},
@@ -297,10 +295,8 @@ def test_a_model_without_a_rule_says_what_it_does_with_deep_images(tmp_path: Pat
     deep, plain = write(tmp_path / "a.png", np.full((8, 8), 999, np.uint16)), tmp_path / "b.png"
     Image.new("RGB", (8, 8)).save(plain)
     assert "0 is black and 65,535 white" in deep_images_without_rule([plain, deep], None)
-    assert (
-        deep_images_without_rule([plain], None) is None
-        and deep_images_without_rule([deep], OWN_RANGES) is None
-    )
+    assert deep_images_without_rule([plain], None) is None
+    assert deep_images_without_rule([deep], OWN_RANGES) is None
 
 
 def test_transformers_reads_the_file_with_the_rule_in_it(tmp_path: Path) -> None:

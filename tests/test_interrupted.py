@@ -80,11 +80,9 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
 
     output = start(place, tiny_backbone, *flags)
     told = capsys.readouterr().out
-    assert (
-        "next: python inference.py" in told
-        and (output / "report.html").exists()
-        and not (output / "run.json").exists()
-    )
+    assert "next: python inference.py" in told
+    assert (output / "report.html").exists()
+    assert not (output / "run.json").exists()
     run = load_run(output)
     assert "row 6" in run.unfinished and run.record.best == {}
     # the weights are those of the state

@@ -284,10 +284,8 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(
     assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(made.values[~reached], [run.record.prior])
     printed = capsys.readouterr().out
-    assert (
-        "STOPPED: time is up after 4 of 5 images" in printed
-        and "WARNING: 1 id of 5 were NOT PREDICTED" in printed
-    )
+    assert "STOPPED: time is up after 4 of 5 images" in printed
+    assert "WARNING: 1 id of 5 were NOT PREDICTED" in printed
 
 
 def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
@@ -386,12 +384,10 @@ def test_the_script_is_python_that_names_what_it_was_made_for() -> None:
         and node.targets[0].id.isupper()
         and node.lineno < 16
     }
-    assert (
-        values["HOURS"] == 7.5
-        and values["BATCH_SIZE"] == 8
-        and values["COMPETITION"] == "glyphs"
-        and values["BUNDLE"] == "0" * 64
-    )
+    assert values["HOURS"] == 7.5
+    assert values["BATCH_SIZE"] == 8
+    assert values["COMPETITION"] == "glyphs"
+    assert values["BUNDLE"] == "0" * 64
     assert values["NEEDS"]["torch"] == "2.6" and "peft" not in values["NEEDS"]
     assert "@" not in text.replace("@@", "") and "plt" not in text
 
@@ -435,10 +431,8 @@ def test_an_edited_script_of_an_earlier_bundle_says_which_line_to_change(tmp_pat
     with pytest.raises(UserError, match=r"kernel\.py was edited .* earlier bundle(.|\n)*BUNDLE = \"1{64}\""):
         write_kernel(tmp_path, NAMES, newer, False, "none", stages)
     path.write_text(path.read_text().replace("0" * 64, "1" * 64))
-    assert (
-        write_kernel(tmp_path, NAMES, newer, False, "none", stages) == path
-        and "BATCH_SIZE = 8" in path.read_text()
-    )
+    assert write_kernel(tmp_path, NAMES, newer, False, "none", stages) == path
+    assert "BATCH_SIZE = 8" in path.read_text()
 
 
 def test_another_form_takes_the_place_of_ours(tmp_path: Path) -> None:
@@ -466,10 +460,8 @@ def test_what_is_pushed_is_private_without_internet_and_titles_resolve_to_slugs(
     slugify = pytest.importorskip("slugify").slugify  # what the kaggle command itself compares with
     long = make_names("someone", "a-competition-with-a-very-long-name-2026", "Größe: beit_large/384 lora")
     for reference in (NAMES.kernel, NAMES.dataset, long.kernel, long.dataset):
-        assert (
-            slugify(title_of(reference)) == reference.partition("/")[2]
-            and 6 <= len(title_of(reference)) <= 50
-        )
+        assert slugify(title_of(reference)) == reference.partition("/")[2]
+        assert 6 <= len(title_of(reference)) <= 50
 
 
 def test_slugs_are_made_as_kaggle_makes_them() -> None:
@@ -664,10 +656,8 @@ def test_options_of_inference_travel(
     team, options = gather([decided_folds / "folds"]), Options(("flip", "scale"), str(prior), "off")
     assert options.flags() == flags
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
-    assert (
-        "prior.prior.csv" in bundle.manifest["files"]
-        and "views flip+scale, another prior" in bundle.describe()
-    )
+    assert "prior.prior.csv" in bundle.manifest["files"]
+    assert "views flip+scale, another prior" in bundle.describe()
     prior.write_text("class,share\nblue,1\ngreen,1\nred,1\n")
     # The file is another one now
     assert make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options).is_new
@@ -956,10 +946,8 @@ def test_rehearsal_with_views_that_are_chosen_once(
         "estimate",
         "off",
     )
-    assert (
-        f"views used: {', '.join(chosen['views']) or 'none'}" in first
-        and "prior (estimate)" in (tmp_path / "kernel/rehearsal/log.txt").read_text()
-    )
+    assert f"views used: {', '.join(chosen['views']) or 'none'}" in first
+    assert "prior (estimate)" in (tmp_path / "kernel/rehearsal/log.txt").read_text()
     rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel", *flags)
     assert "already done with these files" in capsys.readouterr().out
 

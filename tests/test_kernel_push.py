@@ -94,10 +94,8 @@ def test_from_the_bundle_to_the_score(
     pushing()
 
     ((dataset,),) = server.datasets.values()
-    assert (
-        sorted(dataset["files"]) == ["bundle.json", "members.zip", "pipeline.zip"]
-        and dataset["private"] is True
-    )
+    assert sorted(dataset["files"]) == ["bundle.json", "members.zip", "pipeline.zip"]
+    assert dataset["private"] is True
     sent = server.unpacked()
     files = json.loads((folder / "dataset/bundle.json").read_text())["files"]
     assert {name.partition("/")[2] for name in files} == set(sent)  # folders travel, with everything in them
@@ -184,10 +182,8 @@ def test_a_changed_bundle_becomes_a_new_version(server: CodeServer, pushing: Pus
     (folder / "dataset/bundle.json").write_text(json.dumps(manifest | {"facts": {"metric": "macro_f1"}}))
     (folder / "kernel/kernel.py").write_text("# another script\n")
     pushing()
-    assert (
-        len(server.datasets[owned("glyphs-digits-bundle")]) == 2
-        and len(server.kernels[owned("glyphs-digits")]) == 2
-    )
+    assert len(server.datasets[owned("glyphs-digits-bundle")]) == 2
+    assert len(server.kernels[owned("glyphs-digits")]) == 2
     assert [body["kernelVersion"] for body in server.asked("CreateCodeSubmission")] == [1, 2]
 
 
@@ -264,10 +260,8 @@ def test_a_first_run_that_began_before_its_data_were_there_is_pushed_once_more(
     server.runs = [[{"status": "ERROR"}], [{"status": "COMPLETE"}]]
     server.logs, server.outputs = ["NOT MOUNTED: the dataset\n", "well\n"], [[], ["submission.csv"]]
     pushing()
-    assert (
-        len(server.kernels[owned("glyphs-digits")]) == 2
-        and server.asked("CreateCodeSubmission")[0]["kernelVersion"] == 2
-    )
+    assert len(server.kernels[owned("glyphs-digits")]) == 2
+    assert server.asked("CreateCodeSubmission")[0]["kernelVersion"] == 2
 
 
 def test_data_that_never_come_are_pushed_for_no_third_time(server: CodeServer, pushing: Pushing) -> None:

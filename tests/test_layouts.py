@@ -191,11 +191,9 @@ def test_a_class_in_the_file_name(tmp_path):
     competition = read_layout(
         competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",))
     )
-    assert (
-        labels(competition)["cat.3"] == "cat"
-        and labels(competition)["dog.3"] == "dog"
-        and len(competition.train) == 24
-    )
+    assert labels(competition)["cat.3"] == "cat"
+    assert labels(competition)["dog.3"] == "dog"
+    assert len(competition.train) == 24
 
 
 def test_names_do_not_tell_where_a_table_does(tmp_path):
@@ -471,10 +469,8 @@ def test_rows_in_json(tmp_path):
     ]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     competition = read_layout(tmp_path)
-    assert (
-        labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"}
-        and competition.split["4.jpg"] == "val"
-    )
+    assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"}
+    assert competition.split["4.jpg"] == "val"
     (tmp_path / "train.json").write_text("[{")
     assert "train.json is not valid JSON" in refusal(tmp_path)
 
@@ -726,11 +722,9 @@ def test_everything_one_folder_down(tmp_path):
     )
     competition = read_layout(tmp_path)
     assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
-    assert (
-        len(competition.train) == 4
-        and "without a label" not in said(competition)
-        and "set/valid/ not used" in said(competition)
-    )
+    assert len(competition.train) == 4
+    assert "without a label" not in said(competition)
+    assert "set/valid/ not used" in said(competition)
 
 
 # ---- what other real competitions look like ----
@@ -835,10 +829,8 @@ def test_columns_that_the_sample_calls_by_shorter_names(tmp_path):
     flat(tmp_path, train=table, sample_submission="id,X4,X11\n8,1,1\n9,1,1\n")
     competition = read_layout(tmp_path, asked=Asked(metric="r2"))
     assert competition.target.names == ("X4", "X11") and labels(competition)["3"] == "0.3|1.3"
-    assert (
-        competition.form.kind == "number"
-        and "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
-    )
+    assert competition.form.kind == "number"
+    assert "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
 
 
 def test_ids_that_lost_their_leading_zeros(tmp_path):
@@ -867,11 +859,9 @@ def test_a_row_for_each_number_of_an_image(tmp_path):
         "3.0|3.1",
         "4.0|4.1",
     ]
-    assert (
-        competition.form.kind == "rows"
-        and competition.form.of_numbers
-        and competition.form.row_labels == names * 2
-    )
+    assert competition.form.kind == "rows"
+    assert competition.form.of_numbers
+    assert competition.form.row_labels == names * 2
     assert [row.path.name for row in competition.test] == ["8.jpg", "9.jpg"]
 
 
@@ -945,10 +935,8 @@ def test_labels_of_what_another_table_leads_to_images(tmp_path):
         sample_submission="business_id,labels\nb4,1 2\nb5,1 2\n",
     )
     competition = read_layout(tmp_path, asked=Asked(metric="samples_f1"))
-    assert (
-        competition.class_names == ("1", "2", "3")
-        and [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
-    )
+    assert competition.class_names == ("1", "2", "3")
+    assert [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
     assert competition.form.ids == ("b4", "b5") and len(competition.test) == 6
 
 
@@ -993,10 +981,8 @@ def test_benchmarks_of_one_form_are_one_sample(tmp_path):
         tmp_path, zeros_benchmark="id,A,B\n8,0,0\n9,0,0\n", pixel_benchmark="id,A,B\n8,0.1,0.2\n9,0.3,0.4\n"
     )
     competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
-    assert (
-        competition.form.path.name == "pixel_benchmark.csv"
-        and "zeros_benchmark.csv has the same rows" in said(competition)
-    )
+    assert competition.form.path.name == "pixel_benchmark.csv"
+    assert "zeros_benchmark.csv has the same rows" in said(competition)
 
 
 def test_columns_that_are_called_after_the_labels(tmp_path):

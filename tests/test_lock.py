@@ -52,11 +52,9 @@ def test_a_living_holder_is_named_and_a_killed_one_is_not_in_the_way(tmp_path: P
         with pytest.raises(UserError) as caught, holding_folder(folder):
             pass
         text = str(caught.value)
-        assert (
-            str(folder) in text
-            and f"process {process.pid} on {platform.node()}" in text
-            and "--output" in text
-        )
+        assert str(folder) in text
+        assert f"process {process.pid} on {platform.node()}" in text
+        assert "--output" in text
         assert json.loads((folder / LOCK_FILE).read_text())["process"] == process.pid
     finally:
         end(process)

@@ -73,12 +73,10 @@ def test_planted_copies_and_odd_images_are_found(photos: Path, tmp_path: Path) -
     assert "The same image with different labels: 1 set, 2 training images" in text
     assert "1 of 4 test images" in text and "7.png" in text
     groups = pd.read_csv(tmp_path / "out/groups.csv", dtype=str).set_index("id")["group"]
-    assert (
-        len(groups) == 16
-        and groups["1"] == groups["3"]
-        and groups["4"] == groups["5"]
-        and groups.nunique() == 14
-    )
+    assert len(groups) == 16
+    assert groups["1"] == groups["3"]
+    assert groups["4"] == groups["5"]
+    assert groups.nunique() == 14
     assert sorted(photos.rglob("*")) == before  # nothing is written into the data
     assert f"--set data.groups={tmp_path}/out/groups.csv" in text
 
@@ -264,10 +262,8 @@ def test_the_page_fits_and_asks_for_nothing(photos: Path, tmp_path: Path, width:
             == 0
         )
         assert browser.run("document.images.length") > 20
-        assert (
-            browser.run("document.scripts.length") == 0
-            and browser.run("document.querySelectorAll('main b').length") == 0
-        )
+        assert browser.run("document.scripts.length") == 0
+        assert browser.run("document.querySelectorAll('main b').length") == 0
         assert [address for address in browser.requests if not address.startswith("data:")] == [
             page.resolve().as_uri()
         ]

@@ -191,10 +191,8 @@ def test_layers_that_are_no_target_keep_their_names() -> None:
         == role_of("beit.encoder.layer.0.attention.attention.query")
         == "query"
     )
-    assert (
-        role_of("vit.encoder.layer.3.output.dense") == "fc2"
-        and role_of("vit.encoder.layer.3.attention.output.dense") == "output"
-    )
+    assert role_of("vit.encoder.layer.3.output.dense") == "fc2"
+    assert role_of("vit.encoder.layer.3.attention.output.dense") == "output"
     assert role_of("classifier") is None and role_of("swin.encoder.layers.0.downsample.reduction") is None
     assert (
         role_of("vit.pooler.dense") is None and role_of("beit.embeddings.patch_embeddings.projection") is None
@@ -471,10 +469,8 @@ def test_a_head_of_another_class_count_is_named(folder: Path) -> None:
 def test_layers_of_a_larger_model_are_named(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({Q0.replace("layers.0", "layers.7"): torch.zeros(4, 16)}))
     text = refusal(folder)
-    assert (
-        "was made for another architecture:" in text
-        and "vit.layers.7.attention.q_proj: no such layer" in text
-    )
+    assert "was made for another architecture:" in text
+    assert "vit.layers.7.attention.q_proj: no such layer" in text
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -50])
@@ -649,10 +645,8 @@ def test_whatever_an_adapter_started_from_its_logits_are_plain_pefts(start: Any,
 def test_a_start_that_cannot_be_repeated_is_refused_with_what_settles_it(start: Any, folder: Path) -> None:
     change_config(folder, init_lora_weights=start)
     text = refusal(folder)
-    assert (
-        f"init_lora_weights: {start!r}" in text
-        and "model.merge_and_unload().save_pretrained('model_TYPE')" in text
-    )
+    assert f"init_lora_weights: {start!r}" in text
+    assert "model.merge_and_unload().save_pretrained('model_TYPE')" in text
 
 
 def test_what_settles_it_gives_the_same_logits(tmp_path: Path) -> None:

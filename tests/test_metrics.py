@@ -447,11 +447,9 @@ def test_a_metric_is_found_by_its_common_spellings(spelling: str, name: str) -> 
 
 
 def test_ranked_metrics_of_any_length() -> None:
-    assert (
-        find_metric("map@17").k == 17
-        and find_metric("map@17").words == "MAP@17"
-        and find_metric("map@17").higher_is_better
-    )
+    assert find_metric("map@17").k == 17
+    assert find_metric("map@17").words == "MAP@17"
+    assert find_metric("map@17").higher_is_better
     for wrong in ("map@0", "map_at_", "map"):
         with pytest.raises(UserError):
             find_metric(wrong)

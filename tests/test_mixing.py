@@ -64,11 +64,9 @@ def test_what_an_epoch_passes_depends_on_no_micro_batch_start_or_worker(paths: l
 def test_a_row_that_comes_again_has_other_draws(paths: list[Path]) -> None:
     data = dataset(paths, Augmentation())
     once, again = data[0, 5], data[0, 13]
-    assert (
-        once["row"] == again["row"] == 5
-        and once["label"] == again["label"]
-        and not torch.equal(once["pixels"], again["pixels"])
-    )
+    assert once["row"] == again["row"] == 5
+    assert once["label"] == again["label"]
+    assert not torch.equal(once["pixels"], again["pixels"])
 
 
 @pytest.mark.parametrize(
@@ -103,10 +101,8 @@ def test_erasing_is_torchvisions_on_the_normalised_image(paths: list[Path]) -> N
         )
         assert torch.equal(found[row], v2.RandomErasing(p=0.7)(values[row])), row
     assert 0 < (found == values).flatten(1).all(dim=1).sum() < 8
-    assert (
-        erased_box(0.0, 24, 20).tolist() == [0, 0, 0, 0]
-        and "erased" not in dataset(paths, Augmentation())[0, 0]
-    )
+    assert erased_box(0.0, 24, 20).tolist() == [0, 0, 0, 0]
+    assert "erased" not in dataset(paths, Augmentation())[0, 0]
 
 
 def test_mixup_and_cutmix_make_of_two_rows_what_torchvision_does() -> None:

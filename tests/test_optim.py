@@ -71,11 +71,9 @@ def test_stepped_cosine_is_torchs_stepped_once_an_epoch(epochs: int, end_lr: flo
 def test_a_rate_to_end_at_and_a_constant_one() -> None:
     plan = plan_schedule(recipe(**{"schedule.end_lr": 1e-5, "schedule.warmup_ratio": 0}), 6400)
     last = plan["total_steps"]
-    assert (
-        lr_at(0, plan) == 5e-5
-        and lr_at(last, plan) == pytest.approx(1e-5)
-        and lr_at(last + 99, plan) == pytest.approx(1e-5)
-    )
+    assert lr_at(0, plan) == 5e-5
+    assert lr_at(last, plan) == pytest.approx(1e-5)
+    assert lr_at(last + 99, plan) == pytest.approx(1e-5)
     assert lr_at(last // 2, plan) == pytest.approx(3e-5)
     constant = plan_schedule(
         recipe(**{"schedule.name": "constant", "schedule.warmup_ratio": 0.1, "epochs": 10}), 640

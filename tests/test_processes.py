@@ -230,11 +230,9 @@ def test_processes_that_see_different_data_say_which(root: Path, tiny_backbone: 
     words[words.index("0.01")] = ["0.01", "0.02"]
     code, _, err = together(2, [["train", *words]])
     (message,) = [line for line in err.splitlines() if line.startswith("  - ")]
-    assert (
-        code == 1
-        and message.startswith("  - process 1 on ")
-        and "other flags or recipe and images or labels" in message
-    )
+    assert code == 1
+    assert message.startswith("  - process 1 on ")
+    assert "other flags or recipe and images or labels" in message
     assert err.count("error: ") == 1 and not (root / "differing").exists()
 
 

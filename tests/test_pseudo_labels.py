@@ -146,11 +146,9 @@ def test_a_table_names_every_problem_at_once(first: tuple[Path, Path], tmp_path:
             [],
         )
     text = str(caught.value)
-    assert (
-        "row 2: no test image has the id 'nobody'" in text
-        and "row 3: no class 'rde'" in text
-        and "row 5: " in text
-    )
+    assert "row 2: no test image has the id 'nobody'" in text
+    assert "row 3: no class 'rde'" in text
+    assert "row 5: " in text
 
 
 def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(
@@ -169,14 +167,10 @@ def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(
     run = tmp_path / "whole/fold-2"
     record = read_json(run / "run.json")
     plain = read_json(folder / "fold-2/run.json")
-    assert (
-        record["counts"]["train"] == plain["counts"]["train"] + 5
-        and record["counts"]["val"] == plain["counts"]["val"]
-    )
-    assert (
-        record["prior"] == plain["prior"]
-        and record["counts"]["train_per_class"] == plain["counts"]["train_per_class"]
-    )
+    assert record["counts"]["train"] == plain["counts"]["train"] + 5
+    assert record["counts"]["val"] == plain["counts"]["val"]
+    assert record["prior"] == plain["prior"]
+    assert record["counts"]["train_per_class"] == plain["counts"]["train_per_class"]
     assert record["pseudo_labels"]["rows"] == 5 and record["pseudo_labels"]["models"] == [
         str(folder / "fold-2")
     ]

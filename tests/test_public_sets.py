@@ -252,10 +252,8 @@ def test_the_same_archives_give_the_same_folder_and_a_second_call_changes_nothin
     capsys.readouterr()
     assert fetch("imagewoof") == 0
     printed = capsys.readouterr().out
-    assert (
-        "imagewoof is in data already" in printed
-        and "python train.py --recipe vit-tiny-imagewoof --data data\n" in printed
-    )
+    assert "imagewoof is in data already" in printed
+    assert "python train.py --recipe vit-tiny-imagewoof --data data\n" in printed
     assert everything(Path("data")) == before and len(server.seen) == requests
 
 

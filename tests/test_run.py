@@ -35,10 +35,8 @@ def make(
 
 def test_a_finished_run(tmp_path: Path) -> None:
     loaded = load_run(make(tmp_path / "run", {"0": "x", "1": "y"}, RECORD, model="swinv2"))
-    assert (
-        loaded.backbone_dir == tmp_path / "run" / "model_swinv2"
-        and loaded.adapter_dir == tmp_path / "run" / "model_lora"
-    )
+    assert loaded.backbone_dir == tmp_path / "run" / "model_swinv2"
+    assert loaded.adapter_dir == tmp_path / "run" / "model_lora"
     assert loaded.class_names == ("cat", "dog") and loaded.name == "mine" and loaded.record.values == RECORD
     assert load_run(make(tmp_path / "full", record=RECORD, adapter=False)).adapter_dir is None
 

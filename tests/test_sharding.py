@@ -125,11 +125,9 @@ def test_a_process_that_fails_alone_ends_all_with_one_message(
 ) -> None:
     name = fault.replace(":", "-")
     code, _, err = together(2, [["train", *flags(root, tiny_backbone, name, *SHARD)]], fault)
-    assert (
-        code == 1
-        and err.count("error: ") == 1
-        and says in err
-        and err.count("ontinue with: ") == (not fault.startswith("unreadable"))
-    )
+    assert code == 1
+    assert err.count("error: ") == 1
+    assert says in err
+    assert err.count("ontinue with: ") == (not fault.startswith("unreadable"))
     resume(root, name)
     assert_close(root / "one", root / name)

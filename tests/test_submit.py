@@ -108,11 +108,9 @@ def test_waits_for_this_submission_among_others(server, folder, sleeps, capfd):
         "status": "complete",
     }
     output = "".join(capfd.readouterr())
-    assert (
-        "public score      0.91234" in output
-        and "private score     0.88" in output
-        and "4 submissions remaining today" in output
-    )
+    assert "public score      0.91234" in output
+    assert "private score     0.88" in output
+    assert "4 submissions remaining today" in output
     assert "user name and key from KAGGLE_USERNAME and KAGGLE_KEY" in output
     kept = output + "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
     assert not [secret for secret in SECRETS if secret in kept]
@@ -200,11 +198,9 @@ def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd)
     server.refuse("ListSubmissions", 403, "You must accept this competition's rules before you can continue")
     assert run_command(lambda: submit.main(FLAGS, sleep=sleeps.append)) == EXIT_USER
     told = capfd.readouterr().err
-    assert (
-        "https://www.kaggle.com/competitions/glyphs/rules" in told
-        and "or the name is wrong" in told
-        and "You must accept" in told
-    )
+    assert "https://www.kaggle.com/competitions/glyphs/rules" in told
+    assert "or the name is wrong" in told
+    assert "You must accept" in told
     assert server.uploads == [] and not ledger.LEDGER.exists()
 
 
@@ -599,11 +595,9 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     with pytest.raises(UserError) as error:
         submit.preflight(submit._parser().parse_args(FLAGS))
     lines = str(error.value).splitlines()
-    assert (
-        lines[1] == "  - no Kaggle token"
-        and "finetuned_model/run.json" in lines[2]
-        and told in " ".join(lines[2:])
-    )
+    assert lines[1] == "  - no Kaggle token"
+    assert "finetuned_model/run.json" in lines[2]
+    assert told in " ".join(lines[2:])
 
 
 def test_default_message_without_a_run() -> None:

@@ -140,11 +140,9 @@ def test_of_numbers_those_far_from_what_was_predicted() -> None:
     ]
     labels[42] = f"{values[42, 0] + 30:.3f}"
     found = find_suspects(target, labels, values)
-    assert (
-        found[0].row == 42
-        and float(found[0].suggested) == pytest.approx(values[42, 0], rel=1e-5)
-        and len(found) < 5
-    )
+    assert found[0].row == 42
+    assert float(found[0].suggested) == pytest.approx(values[42, 0], rel=1e-5)
+    assert len(found) < 5
 
 
 def test_a_class_without_rows_is_no_obstacle_and_one_class_alone_is_refused() -> None:
@@ -193,16 +191,12 @@ def test_the_command_writes_table_page_and_disagreement(
     ]
     assert table.column("score") == ["0.960000", "0.910000", "1.000000"]
     page = Page(run / "folds/suspects/suspects.html")
-    assert (
-        len(page.all("fieldset")) == 3
-        and sum("nearest training image" in (image["alt"] or "") for image in page.all("img")) == 6
-    )
+    assert len(page.all("fieldset")) == 3
+    assert sum("nearest training image" in (image["alt"] or "") for image in page.all("img")) == 6
     apart = read_run_files(run / "folds").disagreement
-    assert (
-        list(apart) == list(oof.id)
-        and all(value >= 0 for value in apart.values())
-        and max(apart.values()) > 0
-    )
+    assert list(apart) == list(oof.id)
+    assert all(value >= 0 for value in apart.values())
+    assert max(apart.values()) > 0
     assert f"--output {run / 'folds'}-corrected --set data.exclude=exclude.csv" in capsys.readouterr().out
     # suspects.csv itself names the rows to leave out, and is taken as such
     found = read_layout(
@@ -227,11 +221,9 @@ def test_neighbours_are_training_images_of_the_model_that_did_not_see_the_suspec
         fold_of = dict(zip(oof.ids, oof.folds, strict=True))
         assert len(near) == 4 and all(fold_of[one.row.id] != oof.folds[row] for one in near)
         likeness = [one.likeness for one in near]
-        assert (
-            likeness == sorted(likeness, reverse=True)
-            and min(likeness) >= -1.0001
-            and max(likeness) <= 1.0001
-        )
+        assert likeness == sorted(likeness, reverse=True)
+        assert min(likeness) >= -1.0001
+        assert max(likeness) <= 1.0001
     # what each model says of all images, through inference's own road
     from pipeline.competition.facts import read_facts
     from pipeline.run import load_run
@@ -421,11 +413,9 @@ def test_the_page_fits_asks_for_nothing_and_every_control_has_a_name(
         for node in nodes
         if node.get("role", {}).get("value") in ("radio", "button", "combobox", "textbox", "image", "group")
     ]
-    assert (
-        len(used) > 20
-        and all(node.get("name", {}).get("value") for node in used if not node["ignored"])
-        and browser.complaints == []
-    )
+    assert len(used) > 20
+    assert all(node.get("name", {}).get("value") for node in used if not node["ignored"])
+    assert browser.complaints == []
 
 
 # ---- the benchmark ----

@@ -101,11 +101,9 @@ def test_a_metric_that_is_undefined_leaves_the_loss_and_says_why(tmp_path: Path)
     made = make_target_run(tmp_path / "run", never, "roc_auc")
     assert made.best["metric"] == "val_loss"
     page = page_of(made)
-    assert (
-        "validation loss" in page.text
-        and "by the loss: ROC AUC is undefined: " in page.text
-        and "every row is '0'" in page.text
-    )
+    assert "validation loss" in page.text
+    assert "by the loss: ROC AUC is undefined: " in page.text
+    assert "every row is '0'" in page.text
     assert "The area under the ROC curve is" not in page.text
     under_way = make_target_run(tmp_path / "under way", never, "roc_auc", finished=False)
     assert read_run_files(under_way.path).best == made.best
@@ -323,10 +321,8 @@ def test_public_scores_are_better_where_they_are_lower(tmp_path: Path) -> None:
     rows.append(f"2026-01-04T10:00:00+00:00,paws,4,m,{made.best['value']:.6g},17.5,,complete")
     (tmp_path / "ledger.csv").write_text("\n".join([columns, *rows]) + "\n")
     page = Page(build_report(made.path, tmp_path / "ledger.csv"))
-    assert (
-        "For both, lower is better." in page.text
-        and "Bold: the best public score, lower is better." in page.text
-    )
+    assert "For both, lower is better." in page.text
+    assert "Bold: the best public score, lower is better." in page.text
     assert re.findall(r"<td><strong>([^<]*)</strong></td>", page.html) == ["9"]
 
 

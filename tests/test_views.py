@@ -22,11 +22,9 @@ from pipeline.targets.target import Target, multiclass
 
 
 def test_what_is_asked_for() -> None:
-    assert (
-        parse_views(None) == ()
-        and parse_views("scale,flip") == ("flip", "scale")
-        and parse_views("auto") == ("auto",)
-    )
+    assert parse_views(None) == ()
+    assert parse_views("scale,flip") == ("flip", "scale")
+    assert parse_views("auto") == ("auto",)
     with pytest.raises(UserError, match=r"'flipp'.*'flip'"):
         parse_views("flipp")
 
@@ -39,11 +37,9 @@ def test_views_show_what_they_are_called() -> None:
     corners = make_views(pixels, ["crops"])[1:]
     # The corner that is bright shows more of it, the opposite one less
     shares = [(view > 100).float().mean().item() for view in corners]
-    assert (
-        len(corners) == 4
-        and shares[0] > 0.3 > 0.25 > shares[3] > 0.1
-        and shares[1] == pytest.approx(shares[2], abs=0.02)
-    )
+    assert len(corners) == 4
+    assert shares[0] > 0.3 > 0.25 > shares[3] > 0.1
+    assert shares[1] == pytest.approx(shares[2], abs=0.02)
     assert all(
         view.shape == pixels.shape and view.dtype == torch.uint8
         for view in make_views(pixels, ["flip", "crops", "scale"])

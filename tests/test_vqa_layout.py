@@ -230,10 +230,8 @@ def test_files_in_folders_of_their_own(tmp_path: Path) -> None:
 def test_easy_vqa(shared: Path) -> None:
     competition = read_layout(shared / "competitions" / "easy_vqa")
     assert (len(competition.train), len(competition.test)) == (7754, 1957)
-    assert (
-        len({row.path for row in competition.train}) == 800
-        and len({row.label for row in competition.train}) == 13
-    )
+    assert len({row.path for row in competition.train}) == 800
+    assert len({row.label for row in competition.train}) == 13
     assert all(row.path.parent.name == "val2014" for row in competition.test)
 
 
