@@ -198,12 +198,11 @@ def colours() -> None:
 
 def trained(name: str, seed: int = 0) -> None:
     colours()
-    assert (
-        train.main(
-            [*FLAGS, "--epochs", "1", "--set", "data.val_fraction=0.4", "--output", name, "--seed", str(seed)]
-        )
-        == 0
-    )
+    arguments = [
+        *FLAGS,
+        *("--epochs", "1", "--set", "data.val_fraction=0.4", "--output", name, "--seed", str(seed)),
+    ]
+    assert train.main(arguments) == 0
 
 
 def archives() -> None:

@@ -118,12 +118,11 @@ def test_from_a_download_to_a_grade(
         tmp_path / "truth.csv", index=False
     )
     capsys.readouterr()
-    assert (
-        score.main(
-            ["--solution", str(tmp_path / "truth.csv"), "--predictions", file, "--model", run, "--data", data]
-        )
-        == 0
-    )
+    arguments = [
+        *("--solution", str(tmp_path / "truth.csv"), "--predictions", file, "--model", run),
+        *("--data", data),
+    ]
+    assert score.main(arguments) == 0
     printed = dict(
         line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2
     )

@@ -38,12 +38,8 @@ def predict(root: Path, *more: str) -> pd.DataFrame:
     output = root / "out" / "predictions.csv"
     shutil.rmtree(output.parent, ignore_errors=True)
     output.parent.mkdir()
-    assert (
-        inference.main(
-            ["--model", str(root / "run"), "--data", str(root / "data"), "--output", str(output), *more]
-        )
-        == 0
-    )
+    arguments = ["--model", str(root / "run"), "--data", str(root / "data"), "--output", str(output), *more]
+    assert inference.main(arguments) == 0
     return pd.read_csv(output, dtype=str, keep_default_na=False)
 
 

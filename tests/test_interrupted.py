@@ -92,12 +92,8 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
     heads = [name for name in state if "classifier" in name and name.endswith("weight")]
     kept = next(value for name, value in saved.items() if name.endswith("classifier.weight"))
     np.testing.assert_array_equal(kept.numpy(), state[heads[-1]].float().numpy())
-    assert (
-        inference.main(
-            ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
-        )
-        == 0
-    )
+    command = ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
+    assert inference.main(command) == 0
     assert "row 6" in capsys.readouterr().out
     # and going on gives what a run without interruption gives
     assert train.main(["--output", str(output), "--resume"]) == 0
@@ -127,12 +123,8 @@ def test_later_the_best_epoch_so_far_predicts(
     assert len(lines) == 1 and "best epoch so far, 1 of 3" in run.unfinished
     assert run.record.best == {"epoch": 1, "metric": "val_accuracy", "value": lines[0]["val_accuracy"]}
     capsys.readouterr()
-    assert (
-        inference.main(
-            ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
-        )
-        == 0
-    )
+    arguments = ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
+    assert inference.main(arguments) == 0
     assert "best epoch so far" in capsys.readouterr().out
 
 

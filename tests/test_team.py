@@ -43,24 +43,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Pa
         "id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids)
     )
     flags = ["--data", str(data), *FLAGS]
-    assert (
-        train.main(
-            [*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]
-        )
-        == 0
-    )
+    command = [*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]
+    assert train.main(command) == 0
     arguments = [
         *flags,
         *("--backbone", str(swin), "--output", str(root / "other")),
         *("--set", "data.val_fraction=0.3"),
     ]
     assert train.main(arguments) == 0
-    assert (
-        train.main(
-            [*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]
-        )
-        == 0
-    )
+    command = [*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]
+    assert train.main(command) == 0
     return root
 
 

@@ -421,12 +421,8 @@ def test_a_bad_test_picture_still_has_its_rows(learnt: Path, tmp_path: Path, cap
     shutil.copytree(learnt / "data", tmp_path / "data")
     (tmp_path / "data" / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"broken")
     output = tmp_path / "predictions.csv"
-    assert (
-        inference.main(
-            ["--model", str(learnt / "run"), "--data", str(tmp_path / "data"), "--output", str(output)]
-        )
-        == 0
-    )
+    arguments = ["--model", str(learnt / "run"), "--data", str(tmp_path / "data"), "--output", str(output)]
+    assert inference.main(arguments) == 0
     assert "1 of 3 test images cannot be decoded" in capsys.readouterr().err
     assert len(pd.read_csv(output)) == 15
 
