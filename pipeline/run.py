@@ -40,21 +40,8 @@ from pipeline.targets.target import Target, multiclass
 from pipeline.unfinished import planned_epochs, read_kept, resume_command
 
 _FILES = (
-    INSTALLING,
-    INSTALLED,
-    RECORD,
-    METRICS,
-    TIMING,
-    VAL_TABLE,
-    VAL_VALUES,
-    SCORES,
-    PAGE,
-    THUMBNAILS,
-    FLOORS,
-    FOLDS_FILE,
-    OOF_TABLE,
-    OOF_VALUES,
-    HEAD_FILE,
+    *(INSTALLING, INSTALLED, RECORD, METRICS, TIMING, VAL_TABLE, VAL_VALUES, SCORES, PAGE, THUMBNAILS),
+    *(FLOORS, FOLDS_FILE, OOF_TABLE, OOF_VALUES, HEAD_FILE),
 )
 _FOLDERS = ("figures", "tensorboard", "state", COPIES, INT8_DIR)
 _PACKAGES = tuple(

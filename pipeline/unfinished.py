@@ -25,17 +25,8 @@ def resume_command(path: Path | str, *flags: str) -> str:
     start = read_object(path / FOLDS_START) if (path / FOLDS_START).is_file() else {}
     several = ["--folds", str(start.get("folds"))] if start else []
     several += ["--parallel", str(start["parallel"])] if start.get("parallel", 1) != 1 else []
-    return shlex.join(
-        [
-            *(["python"] if several else launcher()),
-            "train.py",
-            "--output",
-            str(path),
-            *several,
-            "--resume",
-            *flags,
-        ]
-    )
+    begin = ["python"] if several else launcher()
+    return shlex.join([*begin, "train.py", "--output", str(path), *several, "--resume", *flags])
 
 
 def started_with(path: Path) -> dict[str, Any]:

@@ -88,23 +88,16 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     _run("-m", "pipeline.cleaning.suspects", "--model", str(folder / "folds"), "--neighbours", "0")
     suspects = folder / "folds" / "suspects" / "suspects.csv"
     result = found_in(suspects, truth, given)
-    write_labels(
-        folder / "relabel.csv",
-        dict(zip(*(load_table(suspects).column(name) for name in ("id", "suggested")), strict=True)),
+    table = load_table(suspects)
+    suggested = dict(zip(table.column("id"), table.column("suggested"), strict=True))
+    write_labels(folder / "relabel.csv", suggested)
+    keys_of_ways = (
+        [],
+        [f"data.exclude={suspects}"],
+        [f"data.relabel={folder / 'relabel.csv'}"],
+        [f"data.relabel={folder / 'true.csv'}"],
     )
-    more = dict(
-        zip(
-            WAYS,
-            (
-                [],
-                [f"data.exclude={suspects}"],
-                [f"data.relabel={folder / 'relabel.csv'}"],
-                [f"data.relabel={folder / 'true.csv'}"],
-            ),
-            strict=True,
-        )
-    )
-    for number, (way, keys) in enumerate(more.items()):
+    for number, (way, keys) in enumerate(zip(WAYS, keys_of_ways, strict=True)):
         run = folder / f"run-{number}"
         _run(
             "train.py",

@@ -37,23 +37,7 @@ REDUCIBLE = ("JPEG", "MPO")  # formats that decode faster at a half, a quarter o
 # Left out are formats that start another program (PostScript) or use other libraries, films, and JPEG 2000,
 # whose decoder crashes the whole process on some damaged files. The format is recognised from the content,
 # not the name.
-FORMATS = (
-    "PNG",
-    *REDUCIBLE,
-    "GIF",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "WEBP",
-    "AVIF",
-    "PPM",
-    "TGA",
-    "ICO",
-    "DDS",
-    "PCX",
-    "SGI",
-    "QOI",
-)
+FORMATS = ("PNG", *REDUCIBLE, *"GIF BMP DIB TIFF WEBP AVIF PPM TGA ICO DDS PCX SGI QOI".split())
 READ_WHOLE = ("WEBP", "AVIF")  # opening these reads the whole file into memory
 SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: accepted only up to MAX_READ_BYTES
 
@@ -67,32 +51,12 @@ START_OF_SCAN = b"\xff\xda"
 SCANNED_PIXELS = 2_000_000_000  # scans x pixels: about ten seconds
 # The highest compression of a format: deflate 1,032 bytes per byte; a JPEG needs one bit for each block of 64
 # pixels.
-MAX_RATIO = {
-    "PNG": 1_032,
-    "JPEG": 1_032,
-    "MPO": 1_032,
-    "BMP": 256,
-    "DIB": 256,
-    "PPM": 256,
-    "TGA": 256,
-    "PCX": 256,
-    "SGI": 256,
-    "DDS": 256,
-}
+MAX_RATIO = dict.fromkeys(("PNG", "JPEG", "MPO"), 1_032)
+MAX_RATIO |= dict.fromkeys(("BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "DDS"), 256)
 # Bytes per pixel in Pillow; 4 in other modes
 STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-FILE_BITS = {
-    "1": 1,
-    "L": 1,
-    "P": 1,
-    "LA": 16,
-    "RGB": 8,
-    "RGBA": 8,
-    "CMYK": 8,
-    "I;16": 16,
-    "I": 16,
-    "F": 32,
-}  # smallest number of bits per pixel in the file
+# Smallest number of bits per pixel in the file, by mode
+FILE_BITS = {"1": 1, "L": 1, "P": 1, "RGB": 8, "RGBA": 8, "CMYK": 8, "LA": 16, "I;16": 16, "I": 16, "F": 32}
 
 # Errors of Pillow's decoders and their libraries on damaged files (AVIF: RuntimeError; DDS:
 # NotImplementedError, a subclass).
