@@ -238,10 +238,8 @@ def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", names=["cat", "dog"], per_class=50)
     page = Page(build_report(run_dir))
     # 50 at 0.5 and 50 at 0.7, of each 49 right: ECE is (|0.98 - 0.5| + |0.98 - 0.7|) / 2
-    assert (
-        "On average the model is 60.0% sure and 98.0% right; the expected calibration error is 0.3800."
-        in page.text
-    )
+    assert "confidence of the model is 60.0%, and 98.0% of its predictions are right" in page.text
+    assert "expected calibration error is 0.3800" in page.text
     assert (run_dir / "figures" / "calibration.png").exists()
 
 

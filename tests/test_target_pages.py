@@ -159,7 +159,7 @@ def test_grades_stand_in_their_order_and_far_mistakes_come_first(tmp_path: Path)
     chosen, truth = words.chosen(made.values), made.truth
     far = np.abs(chosen - truth)
     assert f"{int((far <= 1).sum())} are at most one grade off" in page.text
-    first = re.search(r"Mistakes by the most grades (\w+) predicted as (\w+)", page.text)
+    first = re.search(r"Largest mistakes, in grades (\w+) predicted as (\w+)", page.text)
     assert abs(words.names.index(first[1]) - words.names.index(first[2])) == far.max() > 1
     assert re.search(
         "Each grade No. grade .*" + ".*".join(f"{number} {name} " for number, name in enumerate(words.names)),
