@@ -66,7 +66,7 @@ WINGS = {
     ),
     "folds": (
         "bases plan parallel decisions prior assembly training averaging team kept views quantizing "
-        "finishing weights blend"
+        "finishing weights members blend"
     ),
     "cleaning": "confident out_of_fold neighbours suspects_page suspects",
     "look": (
