@@ -78,7 +78,7 @@ WINGS = {
         "pace carried cards answer bundle slugs script placeholder sealed rehearsal stages remote "
         "flags push make"
     ),
-    "commands": "session building probing announcing fitting planning",
+    "commands": "session building probing announcing step_choice fitting planning",
     "experiments": "grids trials side_by_side ablation_table ablation",
     "benchmarks": "baselines throughput step_memory benchmark flipped_labels",
     "last": "demo_data demo",
