@@ -5,7 +5,7 @@
     python -m tests.benchmarks.engines --table  # the table of accuracies alone
 
 A run was trained on a folder that `tests.benchmarks.held_back` laid out, by any of the benchmarks beside this
-file; its means are over the runs of one backbone and size. All engines predict the same held-back images by the
+file; means are over the runs of one backbone and size. All engines predict the same held-back images by the
 same weights. Speed is that of the first run, from decoded images to logits, medians of rounds in turn.
 """
 
@@ -57,7 +57,8 @@ def model_of(folder: Path) -> str:
     from pipeline.run import load_run
 
     recipe = load_run(folder).record.values["recipe"]
-    return f"{Path(recipe['backbone']).name}, {recipe['image_size']} px"
+    size = f", {recipe['image_size']} px" if recipe["image_size"] else ""  # else the backbone's
+    return f"{Path(recipe['backbone']).name}{size}"
 
 
 def data_of(folder: Path) -> Path:
