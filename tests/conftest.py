@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pipeline  # noqa: F401 - before torch is: waiting threads then sleep, as in every command
+
+# Workers of pytest-xdist share the cores. Tiny models gain nothing from more threads than that, and threads
+# that wait for a busy core cost most of the time. The processes that a test starts inherit it.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 STARTUP = Path(__file__).resolve().parent / "startup"
 if os.environ.get("TEST_PRECISION"):  # here, and in every process that a test starts
     runpy.run_path(str(STARTUP / "sitecustomize.py"))

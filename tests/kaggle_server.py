@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import functools
 import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from warm_kaggle import NAME
+
+from pipeline.kaggle import cli
 
 USER, KEY = "someone", "0123456789abcdef0123456789abcdef"
 API_TOKEN = "KGAT_fedcba9876543210fedcba9876543210"
@@ -140,6 +151,31 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, self.server.archive or b"", headers)
 
 
+@functools.cache
+def warm_command() -> Path:
+    """The installed `kaggle` command as an executable that starts quickly, see warm_kaggle.py."""
+    if not hasattr(os, "fork"):
+        return cli.find_command()
+    folder = Path(tempfile.mkdtemp(prefix="kaggle-"))  # short, as a socket's path must be
+    script = str(Path(__file__).with_name("warm_kaggle.py"))
+    null = subprocess.DEVNULL
+    serving = subprocess.Popen(
+        [sys.executable, "-X", "utf8", script, "serve", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=null,
+        stderr=null,
+    )
+    atexit.register(serving.communicate)  # which ends it; so does the end of this process, however it comes
+    while not (folder / NAME).exists():
+        assert serving.poll() is None, f"{script} ended"
+        time.sleep(0.01)
+    command = folder / "kaggle"
+    words = shlex.join([sys.executable, "-IS", script, "call", str(folder)])
+    command.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    command.chmod(0o700)
+    return command
+
+
 @contextmanager
 def kaggle(
     monkeypatch: pytest.MonkeyPatch, home: Path, make: type[KaggleServer] = KaggleServer
@@ -161,6 +197,8 @@ def kaggle(
         "KAGGLE_KEY": KEY,
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
     }
+    command = warm_command()
+    monkeypatch.setattr(cli, "find_command", lambda: command)
     for name, value in (settings | {"HTTP_PROXY": server.address, "http_proxy": server.address}).items():
         monkeypatch.setenv(name, value)
     try:
