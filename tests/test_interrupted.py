@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.run import load_run
 from pipeline.unfinished import started_with
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICK = tuple(
     "--precision fp32 --batch-size 6 --accumulation-steps 1 --lr 0.01 --set data.val_fraction=0.25".split()
 )
@@ -60,15 +58,14 @@ def printed(text: str) -> list[str]:
     ]
 
 
-def shell(command: str) -> subprocess.CompletedProcess[str]:
-    """What a person gets who pastes the command into a shell."""
-    assert command.startswith("python ")
-    return subprocess.run(
-        ["bash", "-c", f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+def paste(command: str) -> int:
+    """The exit code for a person who pastes the command into a shell: bash reads it, this process runs it."""
+    words = subprocess.run(
+        ["bash", "-c", f"python() {{ printf '%s\\0' \"$@\"; }}; {command}"], capture_output=True, text=True
     )
+    assert words.returncode == 0 and not words.stderr
+    script, *flags = words.stdout.removesuffix("\0").split("\0")
+    return {"train.py": train.main, "inference.py": inference.main}[script](flags)
 
 
 @pytest.mark.parametrize("flags", [("--epochs", "3"), ("--epochs", "3", "--lora-rank", "0")])
@@ -181,12 +178,12 @@ def test_every_printed_command_can_be_pasted(
     with pytest.raises(UserError) as refused:
         train.main([*flags, "--resume", "--lr", "0.5"])
     assert printed(str(refused.value)) == [go_on]
-    result = shell(f"{predict} --output {shlex.quote(str(place / 'p.csv'))}")
-    assert result.returncode == 0 and go_on in printed(result.stdout), result.stderr
-    result = shell(go_on)
-    assert result.returncode == 0, result.stderr
-    (then,) = printed(result.stdout)
-    assert shell(f"{then} --output {shlex.quote(str(place / 'q.csv'))}").returncode == 0
+    assert paste(f"{predict} --output {shlex.quote(str(place / 'p.csv'))}") == 0
+    assert go_on in printed(capsys.readouterr().out)
+    assert paste(go_on) == 0
+    (then,) = printed(capsys.readouterr().out)
+    assert paste(f"{then} --output {shlex.quote(str(place / 'q.csv'))}") == 0
+    assert (place / "p.csv").exists() and (place / "q.csv").exists()
 
 
 def test_resume_alone_takes_the_data_of_the_run(place: Path, tiny_backbone: Path) -> None:
