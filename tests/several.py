@@ -6,7 +6,7 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 tests/several.py
 COMMANDS is JSON, such as '[["train", "--data", ...], ["inference", ...]]'.
 
 A word that is a list is for each process its own. FAULT is `kind:rank:call`: what happens in that process at
-that call of the task's loss.
+that call of the task's loss in the last command.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def arm(kind: str, rank: int, call: int) -> None:
 
 def main() -> int:
     commands = json.loads(sys.argv[1])
-    if len(sys.argv) > 2:
-        kind, rank, call = sys.argv[2].split(":")
-        arm(kind, int(rank), int(call))
-    for name, *words in commands:
+    for number, (name, *words) in enumerate(commands, 1):
+        if number == len(commands) and len(sys.argv) > 2:
+            kind, rank, call = sys.argv[2].split(":")
+            arm(kind, int(rank), int(call))
         own = [word[ranks.rank()] if isinstance(word, list) else word for word in words]
         code = run_command(lambda name=name, own=own: MAINS[name](own), by_several=True)
         if code not in (0, 130):

@@ -188,13 +188,15 @@ def test_max_minutes_counts_for_the_whole_command(
 def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(
     folds_run: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    words = arguments(
-        folds_run / "data", tiny_backbone, tmp_path / "beside", "--folds", "3", "--parallel", "2"
-    )
+    """The first fold is there already."""
+    beside = tmp_path / "beside"
+    shutil.copytree(folds_run / "folds/fold-1", beside / "fold-1")
+    more = ["--folds", "3", "--parallel", "2", "--resume"]
+    words = arguments(folds_run / "data", tiny_backbone, beside, *more)
     done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2, 3))
+    assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (2, 3))
     assert done.stdout.count("next: ") == 1 and lines[-1].startswith(
         f"next: python inference.py --model {tmp_path / 'beside'} --data "
     )

@@ -5,6 +5,7 @@ is none.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -65,7 +66,19 @@ def hub(tiny_backbone: Path, tmp_path: Path) -> Iterator[str]:
     server.shutdown()
 
 
-def dry_run(competition: Path, tmp_path: Path, endpoint: str, backbone: str) -> subprocess.CompletedProcess:
+# Commands one after the other in a process whose libraries have read the hub's address
+COMMANDS = """
+import json, sys
+import train
+from pipeline.errors import run_command
+*flags, names = sys.argv[1:]
+codes = [run_command(lambda: train.main([*flags, "--backbone", name])) for name in json.loads(names)]
+print(codes)
+"""
+
+
+def dry_run(competition: Path, tmp_path: Path, endpoint: str, *backbones: str) -> tuple[list[int], str, str]:
+    """The exit codes of a dry run with each backbone, what they printed, and their messages."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -76,30 +89,23 @@ def dry_run(competition: Path, tmp_path: Path, endpoint: str, backbone: str) -> 
         "HF_HOME": str(tmp_path / "hub_cache"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    command = [
-        sys.executable,
-        "train.py",
-        *("--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", backbone),
-        "--dry-run",
-    ]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    flags = ["--data", str(competition), "--output", str(tmp_path / "run"), "--dry-run"]
+    command = [sys.executable, "-c", COMMANDS, *flags, json.dumps(backbones)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1]), result.stdout, result.stderr
 
 
-def test_a_hub_id_is_fetched_with_its_preprocessing_and_cached(
+def test_an_unknown_hub_id_is_one_message_and_a_known_one_is_fetched_with_its_preprocessing_and_cached(
     hub: str, competition: Path, tmp_path: Path
 ) -> None:
-    result = dry_run(competition, tmp_path, hub, "someone/tiny-beit")
-    assert result.returncode == 0, result.stderr
-    assert "input 40 x 40 px; new head for 3 classes" in result.stdout
+    codes, printed, messages = dry_run(competition, tmp_path, hub, "someone/else", "someone/tiny-beit")
+    assert codes == [2, 0] and "Traceback" not in messages, messages
+    assert "--backbone someone/else: not in this machine's cache" in messages
+    assert "--backbone finetuned_model/model_beit" in messages
+    assert "input 40 x 40 px; new head for 3 classes" in printed
     cached = {path.name for path in (tmp_path / "hub_cache").rglob("snapshots/*/*")}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= cached
-
-
-def test_an_unknown_hub_id_is_one_message(hub: str, competition: Path, tmp_path: Path) -> None:
-    result = dry_run(competition, tmp_path, hub, "someone/else")
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "--backbone someone/else: not in this machine's cache" in result.stderr
-    assert "--backbone finetuned_model/model_beit" in result.stderr
 
 
 def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_path: Path) -> None:
@@ -116,9 +122,9 @@ def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_pa
 
         threading.Thread(target=hang_up, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
-        result = dry_run(competition, tmp_path, endpoint, "microsoft/beit-large-patch16-384")
-    errors = [line for line in result.stderr.splitlines() if "img/s" not in line and line.strip()]
-    assert result.returncode == 2
+        backbone = "microsoft/beit-large-patch16-384"
+        codes, printed, messages = dry_run(competition, tmp_path, endpoint, backbone)
+    errors = [line for line in messages.splitlines() if "img/s" not in line and line.strip()]
+    assert codes == [2] and len(errors) == 2
     assert errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384")
-    assert len(errors) == 2
-    assert f"{endpoint} does not answer" in result.stdout and len(asked) == 1
+    assert f"{endpoint} does not answer" in printed and len(asked) == 1

@@ -117,7 +117,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
 
     one/ two/ the same run; stopped/ stopped by two; half/ stopped by one inside a group, then finished by
     two; full-one/ full-two/ everything trained, with gradients reduced; whole/ parts/ everything trained, in
-    two processes with the weights shared out; one.csv two.csv what they predict.
+    two processes with the weights shared out; one.csv two.csv what they predict; killed/ of its two processes
+    one was killed; out.txt err.txt code.txt what two processes printed and how they ended.
     """
     root = make_competition(tmp_path_factory.mktemp("several") / "data").parent
     in_one_thread(train.main, flags(root, tiny_backbone, "one"))
@@ -141,10 +142,12 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
         ["train", *flags(root, tiny_backbone, "full-two", *full)],
         ["inference", *predict, "--output", str(root / "two.csv")],
         ["train", *flags(root, tiny_backbone, "parts", *shared, "--set", "shard=true")],
+        ["train", *flags(root, tiny_backbone, "killed", "--set", "checkpoint.every_minutes=0.00001")],
     ]
-    code, out, err = together(2, commands)
-    (root / "out.txt").write_text(out)
-    assert code == 0, out + err
+    code, out, err = together(2, commands, "killed:1:9")
+    for name, text in (("out", out), ("err", err), ("code", str(code))):
+        (root / f"{name}.txt").write_text(text)
+    assert (root / "parts/run.json").exists(), out + err
     return root
 
 
@@ -211,11 +214,12 @@ def test_only_the_first_prints(root: Path) -> None:
     assert printed.count("2 processes of 1 thread each") >= 4 and "idle" not in printed
 
 
-def test_a_killed_process_ends_the_other_with_one_message(root: Path, tiny_backbone: Path) -> None:
-    words = flags(root, tiny_backbone, "killed", "--set", "checkpoint.every_minutes=0.00001")
-    code, _, err = together(2, [["train", *words]], "killed:1:9")
+def test_a_killed_process_ends_the_other_with_one_message(root: Path) -> None:
+    code, err = ((root / name).read_text() for name in ("code.txt", "err.txt"))
     assert (
-        code == 1 and err.count("error: ") == 1 and "error: another process of this command has ended" in err
+        code == "1"
+        and err.count("error: ") == 1
+        and "error: another process of this command has ended" in err
     )
     assert f"torchrun --standalone --nproc-per-node 2 train.py --output {root / 'killed'} --resume\n" in err
     resume(root, "killed")
