@@ -124,7 +124,7 @@ bench: $(BENCH)  ## measure speed, compared with other libraries; one table (SIZ
 
 test: $(TESTS)  ## set up and run every quick test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(TESTS)  ## run the tests that take minutes
 	$(PYTHON) -m pytest -m slow

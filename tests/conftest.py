@@ -28,6 +28,15 @@ TINY_RUN = "--batch-size 6 --accumulation-steps 1 --lr 0.01 --precision fp32 --s
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}
 
 
+# Files of a minute or so: started first, so that no worker is alone with one at the end
+LONG_FILES = ("kernel", "resume", "folds", "processes", "competitions", "team", "interrupted", "open_files")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}.py" for name in LONG_FILES]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
 def picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 36)) -> None:
     """A noisy patch of one colour: classes that a tiny model learns in seconds."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))

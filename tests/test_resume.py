@@ -488,16 +488,12 @@ def test_sigint_in_a_process_exits_130_with_the_state(
     assert state is not None and not list(output.glob("run.json"))
 
 
-def wait_for_state(output: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
+def wait_for_state(output: Path, process: subprocess.Popen) -> None:
+    while process.poll() is None:
         if list((output / "state").glob("[0-9]*.json")):
             return
         time.sleep(0.05)
-    process.kill()
-    raise AssertionError(
-        f"no state after {seconds} s; exit code {process.poll()}; printed:\n{process.communicate()[0]}"
-    )
+    raise AssertionError(f"no state; exit code {process.returncode}; printed:\n{process.communicate()[0]}")
 
 
 def kill_runs(whole: Path, backbone: Path, folder: Path, first: int, count: int) -> list[dict]:
@@ -513,7 +509,7 @@ def kill_runs(whole: Path, backbone: Path, folder: Path, first: int, count: int)
         str(first),
         str(count),
     ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * count + 60)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert len(runs) == count and all(run["exit"] == 0 for run in runs)
