@@ -117,7 +117,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
     """A competition in data/ and the undisturbed run on it in run/, trained with `test_resume.flags`."""
     from test_resume import flags
