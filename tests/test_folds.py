@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -188,22 +189,37 @@ def test_max_minutes_counts_for_the_whole_command(
 def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(
     folds_run: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    """The first fold is there already."""
-    beside = tmp_path / "beside"
-    shutil.copytree(folds_run / "folds/fold-1", beside / "fold-1")
-    more = ["--folds", "3", "--parallel", "2", "--resume"]
-    words = arguments(folds_run / "data", tiny_backbone, beside, *more)
+    data, beside = folds_run / "data", tmp_path / "beside"
+    words = arguments(data, tiny_backbone, beside, "--folds", "2", "--parallel", "2")
     done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (2, 3))
+    assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2))
     assert done.stdout.count("next: ") == 1 and lines[-1].startswith(
-        f"next: python inference.py --model {tmp_path / 'beside'} --data "
+        f"next: python inference.py --model {beside} --data "
     )
     # Said by a child, as if its fold were all there is
     assert "--resume" not in done.stdout and "no state in" not in done.stdout
-    values = np.load(tmp_path / "beside/oof.npy")
-    np.testing.assert_allclose(values, np.load(folds_run / "folds/oof.npy"), atol=0.02)
+    assert train.main(arguments(data, tiny_backbone, tmp_path / "in-turn", "--folds", "2")) == 0
+    values = np.load(beside / "oof.npy")
+    np.testing.assert_allclose(values, np.load(tmp_path / "in-turn/oof.npy"), atol=0.02)
+
+
+def test_more_than_fit_at_once_wait_for_their_turn(capsys: pytest.CaptureFixture) -> None:
+    from pipeline.folds.parallel import Child, run_children
+
+    ended: list[str] = []
+    had_ended: dict[str, int] = {}  # when a child was started
+
+    def child(name: str) -> Child:
+        had_ended[name] = len(ended)
+        return Child(name, ["-m", "pipeline.config"])
+
+    run_children([partial(child, name) for name in "abc"], 2, ended.append)
+    assert sorted(ended) == ["a", "b", "c"]
+    assert (had_ended["a"], had_ended["b"]) == (0, 0) and had_ended["c"] >= 1
+    printed = capsys.readouterr().out
+    assert all(f"{name} | lora.rank" in printed for name in "abc"), printed
 
 
 @pytest.mark.slow
