@@ -130,6 +130,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path
     return root
 
 
+@pytest.fixture(scope="session")
+def two_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A competition in data/ and a run of two folds in folds/, of one epoch. Whoever writes takes a copy."""
+    import train
+
+    root = tmp_path_factory.mktemp("two-folds")
+    words = ["--data", str(make_competition(root / "data")), "--backbone", str(tiny_backbone)]
+    words += ["--output", str(root / "folds"), "--folds", "2", "--epochs", "1", *TINY_RUN]
+    assert train.main(words) == 0
+    return root
+
+
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():

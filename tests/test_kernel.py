@@ -66,18 +66,11 @@ def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+def decided_folds(two_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets
     are used.
     """
-    root = tmp_path_factory.mktemp("decided")
-    make_competition(root / "data", per_class=6)
-    flags = [
-        *("--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds")),
-        *("--folds", "2"),
-        *FEW,
-    ]
-    assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
+    root = shutil.copytree(two_folds, tmp_path_factory.mktemp("decided") / "copy")
     record = json.loads((root / "folds/run.json").read_text())
     gained = {"before": 0.5, "after": 0.6, "gain": 0.1, "error": 0.01}
     record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True, **gained}]

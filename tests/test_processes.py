@@ -216,11 +216,8 @@ def test_only_the_first_prints(root: Path) -> None:
 
 def test_a_killed_process_ends_the_other_with_one_message(root: Path) -> None:
     code, err = ((root / name).read_text() for name in ("code.txt", "err.txt"))
-    assert (
-        code == "1"
-        and err.count("error: ") == 1
-        and "error: another process of this command has ended" in err
-    )
+    assert code == "1" and err.count("error: ") == 1
+    assert "error: another process of this command has ended" in err
     assert f"torchrun --standalone --nproc-per-node 2 train.py --output {root / 'killed'} --resume\n" in err
     resume(root, "killed")
     assert_same(root / "killed", root / "one")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_RUN, make_competition, picture
+from conftest import TINY_RUN, picture
 from test_resume import interrupt_after, resume
 
 import inference
@@ -27,19 +27,11 @@ FLAGS = ["--epochs", "1", *TINY_RUN]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> tuple[Path, Path]:
+def first(two_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Data with five test images, and two folds that predicted them."""
-    root = tmp_path_factory.mktemp("pseudo")
-    data = make_competition(root / "data")
-    train.main(
-        [
-            *("--data", str(data), "--backbone", str(tiny_backbone), "--output", str(root / "first")),
-            *("--folds", "2"),
-            *FLAGS,
-        ]
-    )
-    predict(data, root / "first", root)
-    return data, root / "first"
+    root = shutil.copytree(two_folds, tmp_path_factory.mktemp("pseudo") / "copy")
+    predict(root / "data", root / "folds", root)
+    return root / "data", root / "folds"
 
 
 def predict(data: Path, model: Path, folder: Path) -> None:
