@@ -133,7 +133,10 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines or [type(error).__name__])[-1][
+            :200
+        ]  # the lines before it name OpenVINO's source files
         raise UserError(
             f"--engine openvino cannot {what} this model ({reason}); to predict with torch, leave --engine "
             "out"

@@ -39,6 +39,9 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the speed (default: %(default)s)")
+    parser.add_argument(
+        "--precision", action="append", metavar="NAME", help="of the speed; repeatable (default: all)"
+    )
     parser.add_argument("--results", type=Path, default=Path("runs") / "engines.csv")
     parser.add_argument("--table", action="store_true", help="print the table, and measure nothing")
     args = parser.parse_args()
@@ -48,7 +51,7 @@ def main() -> int:
             measure(table, folder)
     show(table)
     if args.runs and args.rounds and not args.table:
-        show_speed(args.runs[0], args.rounds)
+        show_speed(args.runs[0], args.rounds, args.precision or [precision for _, precision in ARMS])
     return 0
 
 
@@ -133,25 +136,26 @@ def show(table: Table) -> None:
             )
 
 
-def show_speed(folder: Path, rounds: int) -> None:
+def show_speed(folder: Path, rounds: int, precisions: Sequence[str]) -> None:
     """Images per second of every engine, and how much faster it is than torch, medians of `rounds`."""
-    rows = held_rows(folder)[:TIMED]
-    runs = {arm: predictor(folder, rows, *arm) for arm in ARMS}
-    took: dict[tuple[str, str], list[float]] = {arm: [] for arm in ARMS}
+    rows, arms = held_rows(folder)[:TIMED], [arm for arm in ARMS if arm[1] in precisions]
+    runs = {arm: predictor(folder, rows, *arm) for arm in arms}
+    took: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
     for number in range(rounds + 1):
         for arm, run in runs.items():
             start = time.perf_counter()
             run()
             if number:  # the first one is slower
                 took[arm].append(time.perf_counter() - start)
-    print(f"\n| {model_of(folder)} | images/s | of torch, bf16 | of torch, fp32 |\n|---|---|---|---|")
-    for arm in ARMS:
+    bases = [arm for arm in arms if arm[0] == TORCH]
+    heads = "".join(f" of torch, {precision} |" for _, precision in bases)
+    print(f"\n| {model_of(folder)} | images/s |{heads}\n|---|---|{'---|' * len(bases)}")
+    for arm in arms:
         faster = [
-            statistics.median(a / b for a, b in zip(took[TORCH, precision], took[arm], strict=True))
-            for precision in ("bf16", "fp32")
+            statistics.median(a / b for a, b in zip(took[base], took[arm], strict=True)) for base in bases
         ]
-        speed = len(rows) / statistics.median(took[arm])
-        print(f"| {', '.join(arm)} | {speed:.1f} | {faster[0]:.2f} x | {faster[1]:.2f} x |")
+        cells = "".join(f" {ratio:.2f} x |" for ratio in faster)
+        print(f"| {', '.join(arm)} | {len(rows) / statistics.median(took[arm]):.1f} |{cells}")
 
 
 if __name__ == "__main__":
