@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_competition
 
 import train
 from pipeline.errors import Interrupted, UserError, run_command
@@ -152,17 +153,22 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(
     assert_same(output, whole / "run")
 
 
-@pytest.fixture
-def interrupted(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> Path:
-    """A folder with its own data and a run that was stopped in the second epoch, inside a group."""
-    from conftest import make_competition
-
-    data = make_competition(tmp_path / "data")
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def interrupted_once(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data in data/ and a run of them in run/ that was stopped in the second epoch, inside a group."""
+    root = tmp_path_factory.mktemp("interrupted")
+    data = make_competition(root / "data")
+    with pytest.MonkeyPatch.context() as patched:
         interrupt_after(patched, 16)
         with pytest.raises(Interrupted):
-            train.main(flags(data, tiny_backbone, tmp_path / "run"))
-    return tmp_path
+            train.main(flags(data, tiny_backbone, root / "run"))
+    return root
+
+
+@pytest.fixture
+def interrupted(interrupted_once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(interrupted_once, tmp_path / "interrupted")
 
 
 def go_on(folder: Path, *arguments: str) -> dict:
