@@ -88,8 +88,11 @@ def told(data: Path, backbone: Path, output: Path, *keys: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "keys",
-    [(EMA,), (EMA, AVERAGE, "checkpoint.average_last=2"), ("checkpoint.keep=soup",)],
-    ids=["ema", "average", "soup"],
+    [
+        pytest.param((EMA,), marks=pytest.mark.slow, id="ema"),
+        pytest.param((EMA, AVERAGE, "checkpoint.average_last=2"), id="average"),
+        pytest.param(("checkpoint.keep=soup",), id="soup"),
+    ],
 )
 def test_a_resumed_run_is_the_same_and_what_is_scored_is_saved(
     data: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, keys
