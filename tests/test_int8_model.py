@@ -64,6 +64,7 @@ def test_the_kept_model_predicts_and_is_shipped_without_nncf(
     """A model in float32 stands for one in 8 bits. Its head says the last class: it predicts, not torch."""
     pytest.importorskip("openvino")
     from pipeline.models import int8_model
+    from pipeline.models.int8_model import read_versions
     from pipeline.models.openvino_model import convert
 
     monkeypatch.setitem(sys.modules, "nncf", None)
@@ -94,6 +95,9 @@ def test_the_kept_model_predicts_and_is_shipped_without_nncf(
     (folder / "openvino-int8" / "model.bin").write_bytes(b"damaged")
     with pytest.raises(UserError, match="pip install nncf"):
         inference.main(words_of(folder, data, tmp_path / "p.csv"))
+    with monkeypatch.context() as more, pytest.raises(UserError, match="pip install openvino nncf"):
+        more.setitem(sys.modules, "openvino", None)
+        read_versions()
     with pytest.raises(UserError, match="no whole model in 8 bits"):
         make_bundle(gather([folder]), tmp_path / "another", CompetitionFacts(), options=options)
 

@@ -61,11 +61,10 @@ def quantize_team(team: Team, data_dir: Path, predict: Predict) -> None:
 
 
 def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
-    from pipeline.models.int8_model import nncf_version, quantize
-    from pipeline.models.openvino_model import openvino_version
+    from pipeline.models.int8_model import quantize, read_versions
     from pipeline.tasks.registry import task_module
 
-    versions = {"openvino": openvino_version(), "nncf": nncf_version()}
+    versions = read_versions()
     if ranks.world_size() > 1:
         raise UserError(
             f"{run.path} has no model in 8 bits yet: make it with one process, "

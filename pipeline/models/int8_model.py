@@ -11,6 +11,7 @@ import logging
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,24 @@ from pipeline.models.openvino_model import OpenVinoModel, compile_converted, con
 XML, BIN = "model.xml", "model.bin"  # OpenVINO's own format: the layers, the weights
 
 
-def nncf_version() -> str:
-    """Return the version of NNCF.
+def read_versions() -> dict[str, str]:
+    """Return the versions of the packages that make a model in 8 bits.
 
     Raises:
-        UserError: it is not installed.
+        UserError: one is not installed; all that are missing are named.
     """
-    try:
-        import nncf
-    except ImportError:
+    missing = []
+    for name in ("openvino", "nncf"):
+        try:
+            import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
         raise UserError(
-            "--engine openvino-int8: the package nncf, which makes the model in 8 bits, is not installed: "
-            "python -m pip install nncf"
-        ) from None
-    return str(nncf.__version__)
+            "--engine openvino-int8: packages that make the model in 8 bits are not installed: "
+            f"python -m pip install {' '.join(missing)}"
+        )
+    return {"openvino": openvino_version(), "nncf": str(import_module("nncf").__version__)}
 
 
 def is_slow_here() -> bool:
@@ -64,8 +69,7 @@ def quantize(
     Raises:
         UserError: a package is missing, or the model cannot be converted or quantized.
     """
-    openvino_version()
-    nncf_version()
+    read_versions()
     import nncf
 
     converted = convert(model, extra, size)
