@@ -106,11 +106,11 @@ def _check_same(
         for row_id, label in label_of.items()
         if row_id in images and images[row_id][0].label != label
     ]
-    problems = (
-        [f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"]
-        if foreign
-        else []
-    )
+    problems = []
+    if foreign:
+        problems = [
+            f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"
+        ]
     problems += [f"{counted(len(changed), 'label')} changed since: {listed(changed)}"] if changed else []
     raise_all(
         problems,

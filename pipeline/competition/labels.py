@@ -181,11 +181,9 @@ def _from_table(
         raise best.trouble
     if not best.choice.names:
         table = best.found.table
-        advice = (
-            f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}"
-            if classes.plausible
-            else ""
-        )
+        advice = ""
+        if classes.plausible:
+            advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}"
         raise unclear(table, best.choice, advice)
     found = (
         best.found

@@ -87,11 +87,11 @@ def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: 
         _top(image) for images in test.images for image in images
     }
     known = {name.split("/")[0] for name in (*held_out, *folder.parts.folders, *folder.parts.foreign)}
-    left = (
-        [name for name, found in folder.scans.items() if name and found.images and name not in used | known]
-        if test.images
-        else []
-    )
+    left = []
+    if test.images:
+        left = [
+            name for name, found in folder.scans.items() if name and found.images and name not in used | known
+        ]
     if left:
         notes.append(
             f"{listed(f'{name}/ ({len(folder.scans[name].images):,} images)' for name in left)} not used"

@@ -96,11 +96,9 @@ def _long(
     if not 1 < len(labels) <= MAX_LABELS or len(subjects) * 2 > len(ids) or len(set(pairs)) < len(pairs):
         return None
     match = index.match(subjects)
-    lead = (
-        _Lead(match.images, f"names of images ({match.style.says})")
-        if match.num_found >= NEARLY * len(subjects)
-        else None
-    )
+    lead = None
+    if match.num_found >= NEARLY * len(subjects):
+        lead = _Lead(match.images, f"names of images ({match.style.says})")
     lead = (
         lead
         or _several(subjects, index)

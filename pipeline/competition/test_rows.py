@@ -237,9 +237,7 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
         missing = [row for row, images in enumerate(resolved.images) if not images]
         shown = quoted(ids[row] for row in missing)
         where = numbered(table.lines[row] for row in missing)
-        problems = (
-            [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"]
-            if missing
-            else []
-        )
+        problems = []
+        if missing:
+            problems = [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"]
     raise_all(problems, f"{table.path} and the test images do not fit:")

@@ -181,11 +181,9 @@ def load_json(path: Path) -> Any:
             if not text.strip()
             else f"line {error.lineno}, character {error.colno}: {error.msg}"
         )
-        cut = (
-            "; it ends too early, as an interrupted download does: download it again"
-            if error.pos >= size - 1
-            else ""
-        )
+        cut = ""
+        if error.pos >= size - 1:
+            cut = "; it ends too early, as an interrupted download does: download it again"
         raise UserError(f"{path} is not valid JSON: {what}{cut}") from None
     except (RecursionError, ValueError) as error:  # nested very deeply, or a number with thousands of digits
         raise UserError(f"{path} is not valid JSON: {str(error) or 'nested too deeply'}") from None

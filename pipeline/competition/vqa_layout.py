@@ -202,11 +202,11 @@ def _test_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
             f"{folder.root}: no questions to predict: expected test.csv with columns image, question and, "
             "where it has one, id"
         )
-    settle = (
-        f"; to predict {example.split or 'these'}, hide its answers: {mv_command(example.annotations)}"
-        if example.annotations
-        else ""
-    )
+    settle = ""
+    if example.annotations:
+        settle = (
+            f"; to predict {example.split or 'these'}, hide its answers: {mv_command(example.annotations)}"
+        )
     raise UserError(f"{folder.root}: no questions to predict: every questions file has annotations{settle}")
 
 

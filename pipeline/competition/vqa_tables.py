@@ -82,11 +82,11 @@ def load_question_table(
         question_id: Question(question_id, image.strip(), text, line)
         for question_id, image, text, line in cells
     }
-    answers = (
-        {question_id: Answered(cell) for question_id, cell in zip(ids, table.column(answer), strict=True)}
-        if answer
-        else {}
-    )
+    answers = {}
+    if answer:
+        answers = {
+            question_id: Answered(cell) for question_id, cell in zip(ids, table.column(answer), strict=True)
+        }
     return questions, answers, notes
 
 

@@ -122,11 +122,9 @@ def _persist(download: Download, sleep: Callable[[float], None]) -> bool:
                     if wait_s > MAX_WAIT_S
                     else f"stopped after {MAX_RETRIES} retries"
                 )
-                kept = (
-                    f" ({files.human_size(received)} are kept: the same command continues from there)"
-                    if received
-                    else ""
-                )
+                kept = ""
+                if received:
+                    kept = f" ({files.human_size(received)} are kept: the same command continues from there)"
                 raise UserError(f"{shown}: {failure}; {end}{kept}") from None
             print(printable(f"{shown}: {failure}; trying again in {wait_s:.0f} s"), file=sys.stderr)
             sleep(wait_s)

@@ -170,11 +170,9 @@ def _arrive(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
 def _tell(data_dir: Path, work_dir: Path) -> None:
     """Print the notes of the preparation and how the folder is read now; removes the work folder."""
     record = work_dir / READY_RECORD
-    notes = (
-        read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", [])
-        if record.is_file()
-        else []
-    )
+    notes = []
+    if record.is_file():
+        notes = read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", [])
     arrival.done(work_dir)
     summary, problem = _understood(data_dir)
     for note in [*notes, *summary]:

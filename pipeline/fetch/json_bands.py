@@ -118,11 +118,9 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
         return None  # these images exist as files
     keys = [key for key, value in rows[0].items() if _size(value) >= FEWEST]
     sizes = {_size(row.get(key)) for row in rows for key in keys}
-    usual = (
-        max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys))
-        if sizes
-        else 0
-    )
+    usual = 0
+    if sizes:
+        usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys))
     # Boxes and outlines vary in length; bands of images nearly always have the same length.
     whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
     if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):

@@ -134,11 +134,9 @@ def check_names(names: Sequence[str], where: str) -> None:
         for name in names
         if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
     ]
-    twice = (
-        sorted({name for name in names if names.count(name) > 1})
-        if len(set(names)) < len(names) and len(names) < 5000
-        else []
-    )
+    twice = []
+    if len(set(names)) < len(names) and len(names) < 5000:
+        twice = sorted({name for name in names if names.count(name) > 1})
     problems = capped(
         [f"{name} cannot be the name of an image file" for name in bad], "ids cannot be the name of a file"
     )

@@ -25,11 +25,9 @@ def model_problems(folder: Path) -> list[str]:
         problems += _weight_problems(backbone, WEIGHTS)
     adapter_dir = folder / ADAPTER_DIR
     # A model with two backbones has one folder per adapter.
-    adapters = (
-        [adapter_dir, *sorted(path for path in adapter_dir.glob("*") if path.is_dir())]
-        if adapter_dir.is_dir()
-        else []
-    )
+    adapters = []
+    if adapter_dir.is_dir():
+        adapters = [adapter_dir, *sorted(path for path in adapter_dir.glob("*") if path.is_dir())]
     adapters = [
         path
         for path in adapters
@@ -79,11 +77,9 @@ def _weight_problems(folder: Path, names: tuple[str, str]) -> list[str]:
 def _parts(index: Path) -> list[str]:
     value = files.read_json(index)
     parts = value.get("weight_map") if isinstance(value, dict) else None
-    names = (
-        {name for name in parts.values() if isinstance(name, str) and "/" not in name}
-        if isinstance(parts, dict)
-        else set()
-    )
+    names = set()
+    if isinstance(parts, dict):
+        names = {name for name in parts.values() if isinstance(name, str) and "/" not in name}
     return sorted(names)
 
 

@@ -58,11 +58,9 @@ def finished(
         predictions, line = shift(predictions, team.prior, prior, team.temperature, team.mean_probabilities)
         print(f"  {line}")
         done["prior"] = prior
-    found = (
-        read_decision(team.record.values if team.record else None, predictions.target)
-        if decision == "auto"
-        else None
-    )
+    found = None
+    if decision == "auto":
+        found = read_decision(team.record.values if team.record else None, predictions.target)
     if found is not None:
         predictions = replace(
             predictions, values=found.apply(predictions.target, predictions.values), logits=None

@@ -115,11 +115,9 @@ def calibration_rows(run: Run, data_dir: Path) -> list[Row]:
             f"images, but {folder} has none that can be read ({error}). Make it where they are, then copy "
             f"{run.path / INT8_DIR} with the run; or use --engine openvino"
         ) from error
-    validated = (
-        {cells[0] for cells in read_held(run.path).cells}
-        if (run.path / VAL_TABLE).exists() and not run.unfinished
-        else set()
-    )
+    validated = set()
+    if (run.path / VAL_TABLE).exists() and not run.unfinished:
+        validated = {cells[0] for cells in read_held(run.path).cells}
     trained = [row for row in rows if row.id not in validated and row.path.exists()]
     if not trained:
         raise UserError(

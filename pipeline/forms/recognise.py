@@ -206,17 +206,13 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
     """
     names = target.names
     extra = [name for name in columns if name not in names]
-    missing = (
-        [name for name in names if name not in columns]
-        if target.kind not in ("multilabel", "continuous")
-        else []
-    )
+    missing = []
+    if target.kind not in ("multilabel", "continuous"):
+        missing = [name for name in names if name not in columns]
     if len(extra) == len(columns) and target.kind != "continuous":
-        one = (
-            f"; if {columns[0]!r} is the label, remove the other columns from the sample"
-            if len(columns) < 4
-            else ""
-        )
+        one = ""
+        if len(columns) < 4:
+            one = f"; if {columns[0]!r} is the label, remove the other columns from the sample"
         return [
             f"its columns {quoted(columns)} are none of the classes {quoted(names)}: expected one column, or "
             f"one for each class{one}"

@@ -55,11 +55,8 @@ class Options:
     def flags(self) -> list[str]:
         """Return these options as flags of inference.py."""
         flags = ["--tta", ",".join(self.views)] if self.views else []
-        flags += (
-            ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())]
-            if self.prior
-            else []
-        )
+        if self.prior:
+            flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())]
         engine = [] if self.engine == TORCH else ["--engine", self.engine]
         return [*flags, "--decision", self.decision, *engine]
 

@@ -120,11 +120,9 @@ def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
     ]
     for machine, rate in MACHINES.items():
         seconds = num_rows * cost / rate
-        beyond = (
-            f", beyond the limit of {hours:g} h: the rest would get class frequencies"
-            if seconds > hours * 3600
-            else ""
-        )
+        beyond = ""
+        if seconds > hours * 3600:
+            beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies"
         needed = human_time(seconds) if seconds >= 1 else "under 1 s"
         lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {needed}{beyond}")
     return lines

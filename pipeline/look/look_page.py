@@ -92,11 +92,11 @@ def _thinned(section: Section, step: int) -> Section:
     """Return the section with every `step`-th strip of sample sheets; 0: without sheets."""
     if step == 1:
         return section
-    sheets = (
-        [replace(sheet, strips=sheet.strips[::step]) if sheet.sample else sheet for sheet in section.sheets]
-        if step
-        else []
-    )
+    sheets = []
+    if step:
+        sheets = [
+            replace(sheet, strips=sheet.strips[::step]) if sheet.sample else sheet for sheet in section.sheets
+        ]
     return replace(section, sheets=sheets)
 
 

@@ -123,11 +123,9 @@ def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserEr
             "author for safetensors"
         )
     if isinstance(error, ImportError):  # timm is missing, or a package of the architecture
-        install = (
-            "; `python -m pip install -c constraints.txt timm` installs it"
-            if "requires the timm library" in text
-            else ""
-        )
+        install = ""
+        if "requires the timm library" in text:
+            install = "; `python -m pip install -c constraints.txt timm` installs it"
         return UserError(f"{key} {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")

@@ -211,11 +211,8 @@ def summary(files: RunFiles) -> str:
     ]
     parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
     parts += [human_time(sum(row.get("seconds") or 0 for row in files.timing))] if files.timing else []
-    parts += (
-        [f"{record['device']}, {record['precision']}"]
-        if record.get("device") and record.get("precision")
-        else []
-    )
+    if record.get("device") and record.get("precision"):
+        parts += [f"{record['device']}, {record['precision']}"]
     return " · ".join(parts)
 
 
@@ -341,11 +338,9 @@ def origin(files: RunFiles) -> list[tuple[str, Any]]:
 
 def speed(files: RunFiles) -> list[tuple[str, str]]:
     """Return training time, median images per second and peak memory as text, where timing.jsonl has them."""
-    rows = (
-        [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))]
-        if files.timing
-        else []
-    )
+    rows = []
+    if files.timing:
+        rows = [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))]
     rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
     rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []
     peaks = [row["peak_memory_bytes"] for row in files.timing if row.get("peak_memory_bytes")]

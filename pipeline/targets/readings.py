@@ -93,11 +93,9 @@ def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
     """
     spaced = {}
     for mark in separators:
-        found = (
-            {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)}
-            if mark.strip()
-            else set()
-        )
+        found = set()
+        if mark.strip():
+            found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)}
         if found - {mark}:
             spaced[mark] = next(iter(found)) if len(found) == 1 else mark
     return [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]

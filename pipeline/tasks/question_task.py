@@ -92,11 +92,9 @@ class VqaTask:
         """
         dataset, recipe = self._with_features("train"), self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
-        workers = (
-            resolve_workers(recipe.data.workers, dataset.images.paths)
-            if dataset.image_features is None
-            else 0
-        )
+        workers = 0
+        if dataset.image_features is None:
+            workers = resolve_workers(recipe.data.workers, dataset.images.paths)
         loader = make_question_loader(
             dataset, cut(order, micro_batch_size, group_size, start, share), epoch, workers
         )

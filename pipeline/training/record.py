@@ -156,11 +156,9 @@ class Recorder:
         trained, validated = self.shown
         score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
         if report.val_logits is not None:
-            own = (
-                f" {validated.removeprefix('val_')} {metrics[validated]:.4f}"
-                if validated != "val_loss"
-                else ""
-            )
+            own = ""
+            if validated != "val_loss":
+                own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}"
             validation = f"val loss {_short(metrics['val_loss'])}{own}{self._mark(report)}"
         left = np.median([line["seconds"] - line.get("preparing_seconds", 0) for line in self.timing]) * (
             epochs - metrics["epoch"]
