@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -154,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 @functools.cache
 def warm_command() -> Path:
     """The installed `kaggle` command as an executable that starts quickly, see warm_kaggle.py."""
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or find_spec("kaggle") is None:
         return cli.find_command()
     folder = Path(tempfile.mkdtemp(prefix="kaggle-"))  # short, as a socket's path must be
     script = str(Path(__file__).with_name("warm_kaggle.py"))
