@@ -160,11 +160,8 @@ class _Loop:
     def __post_init__(self) -> None:
         self.processes, self.folder = self.compute.processes, self.store.folder.parent
         self.position, self.means, self.gradients = self.kept.position, self.kept.means, self.kept.gradients
-        self.optimizer, self.scaler, self.trainable = (
-            self.kept.optimizer,
-            self.kept.scaler,
-            self.kept.trainable,
-        )
+        self.optimizer, self.scaler = self.kept.optimizer, self.kept.scaler
+        self.trainable = self.kept.trainable
         self.last_save = time.monotonic()
 
     def begin_epoch(self) -> None:
@@ -230,22 +227,27 @@ class _Loop:
         cutting = self.micro_batch_size, group_size
         batches = iter(task.train_batches(position.epoch, position.row, *cutting, processes.share))
         refreshed = time.monotonic()
+        # A turn: one micro-batch for each process, all of one group. A group is one optimizer step.
         for turn in cut_turns(task.num_train, *cutting, position.row, processes.count):
             group_end = min((position.row // group_size + 1) * group_size, task.num_train)
-            completes, failure, sums = turn[-1].stop == group_end, None, torch.zeros_like(self.sums)
+            completes = turn[-1].stop == group_end
+            failure, sums = None, torch.zeros_like(self.sums)
             self.gradients.begin(completes)
+            # 1. Add the gradients of this process's micro-batch; a smaller last turn has none for some
             try:
                 if processes.rank < len(turn) or processes.shares_out:  # then the batch may have no rows
                     own = turn[min(processes.rank, len(turn) - 1)]
                     sums = self.pass_micro_batch(next(batches), own.start, group_end)
             except Exception as error:
                 failure = error
+            # 2. All processes agree: did one fail, must the run stop, is it time to save?
             now = time.monotonic()
             # Reading a sum makes the CPU wait for the device. Twice per second is enough to show it, and to
             # find a NaN.
             due, refresh = now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
             wishes = not self.goes_on(), due, refresh
             stop, due, refresh = processes.agree(failure, wishes)  # raises a failure in all processes
+            # 3. Add up over processes, in their order, so that the sums are the same in each of them
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
                 self.sums += part
@@ -253,6 +255,7 @@ class _Loop:
             position.row = turn[-1].stop
             if completes:
                 self.optimizer_step()
+            # 4. Save or stop, but not where each process holds another part of an open group's gradients
             stop, due = (wish and (self.gradients.whole or completes) for wish in (stop, due))
             if refresh or stop or due or position.row == task.num_train:
                 refreshed = now
