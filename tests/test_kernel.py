@@ -678,6 +678,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits(
     decided_folds: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -901,6 +902,7 @@ def test_every_head_for_questions_predicts_alike_over_there(
     np.testing.assert_array_equal(there.values, here.values)
 
 
+@pytest.mark.slow
 def test_a_kernel_computes_by_openvino_what_inference_does(finished_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     team, data = gather([finished_run / "run"]), finished_run / "data"

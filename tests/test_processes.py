@@ -223,6 +223,7 @@ def test_a_killed_process_ends_the_other_with_one_message(root: Path) -> None:
     assert_same(root / "killed", root / "one")
 
 
+@pytest.mark.slow
 def test_processes_that_see_different_data_say_which(root: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "data", tmp_path / "data")
     (tmp_path / "data" / "train" / "red" / "red_3.png").unlink()
