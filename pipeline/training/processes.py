@@ -154,7 +154,7 @@ class Processes:
             text = system_refusal(failure) or f"{type(failure).__name__}: {failure}"
         told = self.texts(None if failure is None else json.dumps([words, text]))
         if failure is not None and not kinds and system_refusal(failure) is None:
-            raise failure  # an unexpected error: show its own traceback
+            raise failure  # an unexpected error shows its own traceback
         number, (kind, text) = next(
             (number, json.loads(one)) for number, one in enumerate(told) if one is not None
         )
