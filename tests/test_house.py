@@ -46,7 +46,7 @@ WINGS = {
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles "
-        "adapter_settings adapter_starts adapter_files lora autograd half_weights attention_maps "
+        "adapter_settings adapter_starts adapter_files lora onednn autograd half_weights attention_maps "
         "openvino_model int8_model encoders fusion"
     ),
     "training": (

@@ -15,6 +15,8 @@ import torch
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
+from pipeline.models import onednn
+
 aten = torch.ops.aten
 
 
@@ -38,9 +40,11 @@ class Norm(Function):
 
     @staticmethod
     def remake(ctx: Any) -> torch.Tensor:
-        """Compute the output again, in the dtype of the stored input."""
-        x, _, _, weight, bias = _opened(ctx)
-        return F.layer_norm(x.float(), weight.shape, weight, bias, ctx.eps).to(x.dtype)
+        """Compute the output again, in the dtype of the stored input; once for all layers that read it."""
+        if not hasattr(ctx, "remade"):
+            x, _, _, weight, bias = _opened(ctx)
+            ctx.remade = F.layer_norm(x.float(), weight.shape, weight, bias, ctx.eps).to(x.dtype)
+        return ctx.remade
 
     @staticmethod
     @once_differentiable
@@ -82,6 +86,23 @@ class Gelu(Function):
         grad_x = aten.gelu_backward(grad, *_opened(ctx))
         _close(ctx)
         return grad_x
+
+
+class FrozenLinear(Function):
+    """x @ weight.T + bias for a frozen weight and bias in the dtype of x. Only the weight is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return (..., out) in the dtype of x (..., in)."""
+        ctx.save_for_backward(weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of x."""
+        (weight,) = ctx.saved_tensors
+        return grad @ weight, None, None
 
 
 class Linear(Function):
@@ -218,7 +239,7 @@ class ProductAttention(Function):
 
     `bias` may be None. q, k, v: (B, heads, tokens, width). The probabilities (B, heads, tokens, tokens) are
     stored for the backward pass, which is three products and one pass over them: dS = P * (dO v.T - rowsum(P
-    * dO v.T)).
+    * dO v.T)). The scale multiplies q and its gradient, which are smaller than the scores.
     """
 
     @staticmethod
@@ -226,23 +247,33 @@ class ProductAttention(Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """Return (B, heads, tokens, width) in the dtype of q."""
-        scores = (q @ k.mT).mul_(scale)
+        shape = q.shape[:2]
+        # q, k and v are views of the projections: copied here once, and not by each product
+        q, k, v = (part.flatten(0, 1).contiguous() for part in (q * scale, k, v))
+        scores = torch.bmm(q, k.mT).unflatten(0, shape)
         probs = (scores if bias is None else scores.add_(bias)).softmax(-1)
         ctx.save_for_backward(q, k, v, probs)
         ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
-        return probs @ v
+        return torch.bmm(probs.flatten(0, 1), v).unflatten(0, shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of q, k, v, and of the bias if it is trained."""
         q, k, v, probs = ctx.saved_tensors
-        grad_scores = aten._softmax_backward_data(grad @ v.mT, probs, -1, probs.dtype)
+        shape, grad = probs.shape[:2], grad.flatten(0, 1).contiguous()
+        grad_probs = torch.bmm(grad, v.mT).unflatten(0, shape)
+        grad_scores = aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
         grad_bias = None
         if ctx.needs_input_grad[3]:
             grad_bias = grad_scores.float().sum_to_size(ctx.bias_shape).to(grad.dtype)
-        grad_scores = grad_scores.mul_(ctx.scale)
-        return grad_scores @ k, grad_scores.mT @ q, probs.mT @ grad, grad_bias, None
+        probs, grad_scores = probs.flatten(0, 1), grad_scores.flatten(0, 1)
+        grads = (
+            torch.bmm(grad_scores, k).mul_(ctx.scale),
+            torch.bmm(grad_scores.mT, q),
+            torch.bmm(probs.mT, grad),
+        )
+        return (*(part.unflatten(0, shape) for part in grads), grad_bias, None)
 
 
 def _opened(ctx: Any) -> tuple[torch.Tensor, ...]:
@@ -254,6 +285,8 @@ def _opened(ctx: Any) -> tuple[torch.Tensor, ...]:
 
 def _close(ctx: Any) -> None:
     del ctx.opened
+    if hasattr(ctx, "remade"):
+        del ctx.remade
 
 
 def _input(source: Any, kept: list[torch.Tensor]) -> torch.Tensor:
@@ -267,7 +300,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     """
     bias = None if bias is None else bias.to(x.dtype)
     return aten._unsafe_view(
-        F.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)]
+        onednn.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)]
     )
 
 
