@@ -11,10 +11,10 @@ python -m pipeline.demo --pack  # make the release zip from the demo's run, and 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +22,7 @@ import zipfile
 from pathlib import Path
 
 from pipeline.demo_data import lay_out_digits, lay_out_glyphs
-from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError, run_command
+from pipeline.errors import EXIT_DONE, UserError, run_command
 from pipeline.fetch.archives import unpack_zip
 from pipeline.files import human_time, read_json, read_yaml, replacing, sha256, write_text
 from pipeline.run_names import SCORES
@@ -68,25 +68,24 @@ def demo() -> int:
     started = time.monotonic()
     run, data = MODELS / "digits", DATA / "digits"
     print(
-        "The whole job on 1,797 handwritten digits, in about a minute on two idle cores. "
+        "The whole job on 1,797 handwritten digits, in half a minute to a minute on two idle cores. "
         "It writes only to data/digits and finetuned_model/digits."
     )
     lay_out_digits(data)
     unpack_base()
     step(
         "fine-tune a LoRA adapter",
-        "train.py",
-        *("--recipe", "digits", "--data", data, "--output", run, "--resume"),
+        *("train", "--recipe", "digits", "--data", data, "--output", run, "--resume"),
     )
-    step("predict", "inference.py", "--model", run, "--data", data, "--output", data / "predictions.csv")
+    step("predict", "inference", "--model", run, "--data", data, "--output", data / "predictions.csv")
     scoring = (
         *("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run),
         *("--data", data),
     )
-    step("score against the held-back labels", "-m", "pipeline.submission.score", *scoring)
+    step("score against the held-back labels", "pipeline.submission.score", *scoring)
     step(
         "show where the base and the fine-tuned model look, and write the page",
-        *("-m", "pipeline.report.attention", "--runs", BASE, run),
+        *("pipeline.report.attention", "--runs", BASE, run),
     )
     accuracy = read_json(run / SCORES)["metrics"]["accuracy"]
     print(
@@ -101,8 +100,7 @@ def rebuild_base() -> int:
     lay_out_glyphs(DATA / "glyphs")
     step(
         "pretrain on letters and digits",
-        "train.py",
-        *("--recipe", "glyphs", "--data", DATA / "glyphs", "--output", BASE.parent, "--resume"),
+        *("train", "--recipe", "glyphs", "--data", DATA / "glyphs", "--output", BASE.parent, "--resume"),
     )
     print(
         f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to use the released "
@@ -166,18 +164,18 @@ def pack() -> int:
     return EXIT_DONE
 
 
-def step(title: str, *command: object) -> None:
-    """Run one of the project's commands: print it, and show its output.
+def step(title: str, module: str, *flags: object) -> None:
+    """Run one of the project's commands as its command line does: print it, and call its `main`.
+
+    In this process, because torch and transformers take seconds to import in each new one.
 
     Raises:
-        UserError: its exit code was not 0.
-        Interrupted: it was stopped and saved its state.
+        UserError, Interrupted: as the command itself; or its exit code was not 0.
     """
-    words = [str(word) for word in command]
-    print(f"\n--- {title}\n$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words]).returncode
-    if code == EXIT_INTERRUPTED:
-        raise Interrupted("stopped; the same command continues")
+    words = [str(flag) for flag in flags]
+    command = f"-m {module}" if "." in module else f"{module}.py"
+    print(f"\n--- {title}\n$ python {command} {shlex.join(words)}", flush=True)
+    code = importlib.import_module(module).main(words) or EXIT_DONE
     if code != EXIT_DONE:
         raise UserError(f"the step above ended with exit code {code}: see its message")
 
