@@ -118,7 +118,11 @@ def _laid_out(
             [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))],
         )
         (root / "competition.yaml").write_text("metric: accuracy\n", encoding="utf-8")
-        root.rename(folder)
+        try:
+            root.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has laid out the same rows
+                raise
     return folder
 
 
