@@ -93,7 +93,9 @@ class Recipe(Section):
         description="how training computes attention; auto: on a CPU in bf16 the faster one, else fused",
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="use torch.compile for training steps; auto: on a GPU, if a trial there is faster"
+        "auto",
+        description="use torch.compile for training steps; auto: if a trial is faster, in long runs on a GPU "
+        "or on a CPU in fp32",
     )
     seed: int = Field(
         42,

@@ -148,12 +148,17 @@ def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(
     )
 
 
-def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
-    task = Steps(refuse)
-    assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
-    assert try_compile(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
-    assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
-    assert try_compile(task, CPU, True, 16, 10 * MIN_SECONDS) == (
+def test_a_short_run_bf16_on_a_cpu_and_a_no_do_not_try() -> None:
+    task, long = Steps(refuse), 2 * MIN_SECONDS["cpu", "fp32"]
+    assert try_compile(task, CPU, "auto", 4, long / 4) == (False, None)
+    assert try_compile(task, Compute(CPU.device, "bf16"), "auto", 4, long) == (False, None)
+    assert try_compile(task, CPU, False, 4, long) == (False, None)
+    assert try_compile(task, CPU, "auto", 4, long, before=False) == (False, None)
+    assert try_compile(task, CPU, "auto", 4, long) == (
+        False,
+        "torch.compile is not used: RuntimeError: Failed to find C compiler",
+    )
+    assert try_compile(task, CPU, True, 16, long) == (
         False,
         "torch.compile is not used: 8 rows do not fill a micro-batch of 16",
     )
@@ -166,9 +171,7 @@ def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(
 
     task = Steps(lambda loss: loss)
     monkeypatch.setattr(compilation, "MIN_GAIN", 1e9)
-    monkeypatch.setattr(compilation, "MIN_SECONDS", 0)
-    monkeypatch.setattr(compilation, "TRIED_ON", ("cpu",))
-    compiled, note = try_compile(task, CPU, "auto", 4, 1.0)
+    compiled, note = try_compile(task, CPU, "auto", 4, MIN_SECONDS["cpu", "fp32"])
     assert not compiled and "x as fast once compiled" in note
     compiled, note = try_compile(task, CPU, True, 4, 1.0)
     assert compiled and task.compiled and note.startswith("torch.compile: training steps are")
