@@ -1,6 +1,7 @@
-"""The model in 8 bits of a run folder (`--engine openvino-int8`): is it there, whole, and of these weights.
+"""Keep a run's 8-bit model (`--engine openvino-int8`), and check that it is complete and of these weights.
 
-`openvino-int8/` holds model.xml, model.bin and made_of.json: what made it, and how far it is from torch.
+`openvino-int8/` holds model.xml, model.bin and made_of.json: how it was made, and how much its
+predictions differ from torch's.
 """
 
 from __future__ import annotations
