@@ -50,7 +50,7 @@ def test_items_and_batches_have_the_promised_types(paths: list[Path]) -> None:
     assert ImageDataset(paths, None, RULE)[0, 1]["label"] == 0
 
 
-def test_without_augmentation_a_row_is_the_resized_picture(paths: list[Path]) -> None:
+def test_without_augmentation_a_row_is_the_resized_image(paths: list[Path]) -> None:
     from PIL import Image
 
     expected = to_tensor(RULE.resize(Image.open(paths[2]).convert("RGB")))

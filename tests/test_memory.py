@@ -138,16 +138,16 @@ def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(
 
 
 @pytest.mark.parametrize(("kind", "lora"), [("beit", True), ("beit", False), ("vit", True), ("vit", False)])
-def test_what_a_lean_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool) -> None:
+def test_what_a_half_precision_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool) -> None:
     plain = build(kind, lora)
-    lean = build(kind, lora)
-    use_half_weights(lean, torch.bfloat16)
+    half = build(kind, lora)
+    use_half_weights(half, torch.bfloat16)
     before, after = (
-        account(model, loss_with(model, True), torch.zeros(1, 3, 32, 32), "adamw") for model in (plain, lean)
+        account(model, loss_with(model, True), torch.zeros(1, 3, 32, 32), "adamw") for model in (plain, half)
     )
     for count in (1, 2, 5):
         assert after.saved_fixed + count * after.saved_per_image == really_saved(
-            lean, loss_with(lean, True), count
+            half, loss_with(half, True), count
         ), count
     assert after.weights < 0.7 * before.weights if lora else after.weights == before.weights
     assert after.saved_per_image < 0.75 * before.saved_per_image

@@ -52,7 +52,7 @@ TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_h
 
 
 def timm_config(architecture: str, **model_args: Any) -> TimmWrapperConfig:
-    """A tiny architecture of timm, with the rule of EVA-02's checkpoints."""
+    """A tiny architecture of timm, with the preprocessing of EVA-02's checkpoints."""
     pytest.importorskip("timm")
     rule = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
     return TimmWrapperConfig(
@@ -318,8 +318,8 @@ def test_roles_an_architecture_does_not_have(kind: str, roles: tuple[str, ...], 
 
 
 def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
-    """No model_type, weights under timm's own names, the rule in pretrained_cfg: compared with timm's model
-    and timm's transform.
+    """No model_type, weights under timm's own names, the preprocessing in pretrained_cfg: compared with
+    timm's model and timm's transform.
     """
     timm = pytest.importorskip("timm")
     model_args = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 3}

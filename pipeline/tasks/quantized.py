@@ -82,7 +82,7 @@ def required(run: Run) -> dict[str, Any]:
     made = read_made_of(run)
     if made is None:
         raise UserError(
-            f"{run.path / INT8_DIR} holds no whole model in 8 bits of these weights: "
+            f"{run.path / INT8_DIR} holds no complete 8-bit model of these weights: "
             f"`python inference.py --engine openvino-int8 --model {run.path}` makes it, where the "
             "training images are"
         )
