@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from test_crops import RULE, photo
 
 import train
@@ -251,7 +251,7 @@ def test_a_image_rebuilt_counts_once(tmp_path: Path, paths: list[Path]) -> None:
 def test_images_of_other_runs_make_room(tmp_path: Path, paths: list[Path]) -> None:
     rows(opened(tmp_path, paths))
     other = tmp_path / "other.png"
-    picture(other, (9, 9, 9), 1, (90, 100))
+    colour_patch(other, (9, 9, 9), 1, (90, 100))
     total = sum(path.stat().st_size for path in files(tmp_path))
     oldest = files(tmp_path)[1]
     os.utime(oldest, (1, 1))

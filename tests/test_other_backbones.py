@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -126,9 +126,11 @@ def small_competition(root: Path) -> Path:
     """Two classes and a wide test image, so that squashing and cropping differ."""
     for number, (name, colour) in enumerate({"blue": (40, 60, 200), "red": (200, 50, 40)}.items()):
         for index in range(6):
-            picture(root / "train" / name / f"{name}{index}.png", colour, 100 * number + index, size=(48, 40))
-    picture(root / "test" / "a.png", (40, 60, 200), 7, size=(64, 40))
-    picture(root / "test" / "b.png", (200, 50, 40), 8, size=(40, 64))
+            colour_patch(
+                root / "train" / name / f"{name}{index}.png", colour, 100 * number + index, size=(48, 40)
+            )
+    colour_patch(root / "test" / "a.png", (40, 60, 200), 7, size=(64, 40))
+    colour_patch(root / "test" / "b.png", (200, 50, 40), 8, size=(40, 64))
     (root / "sample_submission.csv").write_text("id,blue,red\na,0.5,0.5\nb,0.5,0.5\n")
     return root
 

@@ -49,14 +49,14 @@ def ask(colour: str, names: list[str]) -> list[tuple[str, str, str]]:
 
 def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
     """VQA v2's files: images of one colour in train2014/ and, without annotations, val2014/."""
-    from conftest import COLOURS, picture
+    from conftest import COLOURS, colour_patch
 
     names = list(COLOURS)
     for split, count in (("train2014", per_colour), ("val2014", test // 3 or 1)):
         questions, annotations = [], []
         for image in range(count * 3):
             colour = names[image % 3]
-            picture(
+            colour_patch(
                 root / split / f"COCO_{split}_{image:012d}.jpg",
                 COLOURS[colour],
                 image + 1000 * (split == "val2014"),
