@@ -68,7 +68,7 @@ def _run(main: Callable[[], int | None], by_several: bool) -> int:
         return code
     except UserError as error:
         return _end(f"error: {error}", EXIT_USER)
-    # The reader of our output, such as `head`, has ended; what was not printed was not done
+    # The reader of our output, such as `head`, has ended; the rest of the output is lost
     except BrokenPipeError:
         return EXIT_INTERRUPTED
     except Interrupted as interruption:
@@ -94,7 +94,7 @@ def _end(words: str, code: int) -> int:
     if ranks.is_first():
         _say(words)
         if ranks.world_size() > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end it now: all is said
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # printed: torchrun may end it now
     elif code == EXIT_INTERRUPTED:
         time.sleep(ranks.AFTER_FIRST_SECONDS)
     else:

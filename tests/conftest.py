@@ -37,11 +37,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
-def picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 36)) -> None:
+def colour_patch(
+    path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 36)
+) -> None:
     """A noisy patch of one colour: classes that a tiny model learns in seconds."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def assert_says(text: str, *facts: str) -> None:
+    """Check that `text` holds these facts (paths, columns, values, flags) in this order. Wording is free."""
+    rest = text
+    for fact in facts:
+        _, found, rest = rest.partition(fact)
+        assert found, f"{fact!r} does not follow in: {text}"
 
 
 def make_competition(root: Path, per_class: int = 8, test: int = 5, sample: bool = True) -> Path:
@@ -50,11 +60,11 @@ def make_competition(root: Path, per_class: int = 8, test: int = 5, sample: bool
     """
     for number, (name, colour) in enumerate(COLOURS.items()):
         for index in range(per_class):
-            picture(root / "train" / name / f"{name}_{index}.png", colour, 1000 * number + index)
+            colour_patch(root / "train" / name / f"{name}_{index}.png", colour, 1000 * number + index)
     names, rows = list(COLOURS), []
     for index in range(test):
         label = names[index % len(names)]
-        picture(root / "test" / f"t{index:03d}.png", COLOURS[label], 9000 + index)
+        colour_patch(root / "test" / f"t{index:03d}.png", COLOURS[label], 9000 + index)
         rows.append((f"t{index:03d}", label))
     if sample:
         order = sorted(rows, key=lambda row: row[0][::-1])  # not the order of the file names

@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from conftest import make_competition, picture  # noqa: E402
+from conftest import colour_patch, make_competition  # noqa: E402
 from transformers import BeitConfig, BeitForImageClassification  # noqa: E402
 
 import inference  # noqa: E402
@@ -351,7 +351,7 @@ SENT = RawValue("i", 0)
 
 def ready_to_submit() -> None:
     for number in "34":
-        picture(Path(f"data/test/{number}.png"), (200, 50, 40), int(number))
+        colour_patch(Path(f"data/test/{number}.png"), (200, 50, 40), int(number))
     Path("data/sample_submission.csv").write_text("id,label\n3,cat\n4,cat\n")
     Path("predictions.csv").write_text("id,label\n3,cat\n4,dog\n")
 

@@ -187,7 +187,7 @@ def test_maps_of_frozen_models_leave_them_as_they_were(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("swin", (8, 8)), ("swinv2", (8, 8)), ("convnextv2", (2, 2))])
-def test_without_attention_over_the_picture_it_is_grad_cam(kind: str, shape: tuple[int, int]) -> None:
+def test_without_attention_over_the_image_it_is_grad_cam(kind: str, shape: tuple[int, int]) -> None:
     model = tiny(kind)
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     maps = attention_maps(model, model, pixels)
@@ -202,7 +202,7 @@ def test_a_model_that_shows_nothing_is_refused_in_words() -> None:
         attention_maps(model, model, torch.zeros(1, 3, 32, 32))
 
 
-def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(
+def test_the_command_draws_validation_images_and_shows_them_on_the_page(
     finished_run: Path, tmp_path: Path, capsys
 ) -> None:
     run = shutil.copytree(finished_run / "run", tmp_path / "run")

@@ -83,7 +83,7 @@ def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 FROZEN = draw((8, 8), (8,), (8,))[:2]  # weight and bias of the layer with an adapter
 
 
-def lean_block(
+def block_that_stores_less(
     dropout: float,
     x: torch.Tensor,
     w: torch.Tensor,
@@ -121,7 +121,9 @@ def plain_block(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_in_float32_the_gradients_are_torchs(dropout: float) -> None:
     inputs = draw((3, 5, 8), (8,), (8,), (8, 8), (8,), (4, 8), (4, 8))
-    found, expected = (gradients(partial(block, dropout), inputs) for block in (lean_block, plain_block))
+    found, expected = (
+        gradients(partial(block, dropout), inputs) for block in (block_that_stores_less, plain_block)
+    )
     for own, torchs in zip(found, expected, strict=True):
         assert torch.allclose(own, torchs, atol=1e-5) and torchs.abs().max() > 0.1
 
@@ -221,7 +223,7 @@ KINDS = [(kind, lora) for kind in ("beit", "vit", "dinov2", "swin", "swinv2") fo
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
-def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) -> None:
+def test_a_step_that_stores_less_equals_autocasts_and_is_as_near_to_float32(kind: str, lora: bool) -> None:
     """Logits and gradients are as far from float32's as autocast's own are, give or take a fifth.
 
     Logits within two steps of bfloat16 (2^-7) of the largest of autocast's; four with adapters, which round
@@ -268,7 +270,7 @@ def step_logits(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize(
     "options", [{"also_train": ("norms", "biases")}, {"variant": "dora"}], ids=["norms and biases", "dora"]
 )
-def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) -> None:
+def test_a_step_of_other_adapters_that_stores_less_equals_autocasts(kind: str, options: dict) -> None:
     """As above; norms and biases that are trained have gradients, and DoRA's layers keep the exact weights
     that lengths are taken of.
     """
@@ -332,9 +334,9 @@ def test_checkpointed_and_plain_are_equal_bits(kind: str, lora: bool, dtype: tor
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
 def test_without_autocast_nothing_changes(kind: str, lora: bool) -> None:
-    lean = build(kind, lora, dropout=0.1)
-    keep_less(lean)
-    assert same_bits(step(lean, None), step(build(kind, lora, dropout=0.1), None))
+    stores_less = build(kind, lora, dropout=0.1)
+    keep_less(stores_less)
+    assert same_bits(step(stores_less, None), step(build(kind, lora, dropout=0.1), None))
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -342,7 +344,7 @@ def test_the_head_is_computed_in_float32(lora: bool) -> None:
     model = build("beit", lora)
     exact_head(model, "classifier")
     if not lora:
-        # As in prediction, where everything that autocast casts is held in half precision
+        # As in prediction: frozen weights are stored in half precision
         model.requires_grad_(False)
     use_half_weights(model, torch.bfloat16)
     head = model.get_base_model().classifier.modules_to_save["default"] if lora else model.classifier

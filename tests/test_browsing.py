@@ -105,7 +105,7 @@ def test_a_page_holds_every_kind_of_mistake_before_much_of_any(
         )
 
 
-def test_pictures_end_where_their_budget_ends(tmp_path: Path) -> None:
+def test_images_end_where_their_budget_ends(tmp_path: Path) -> None:
     run_dir, _, _ = make_class_run(tmp_path / "run")
     files = read_run_files(run_dir)
     one = len(read_browse(files)["items"][0].thumbnail)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from test_crops import RULE, photo
 
 import train
@@ -74,7 +74,7 @@ def test_cold_warm_full_and_shared_by_workers_give_the_same_pixels(
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_the_file_of_a_kept_picture_is_not_opened_again(
+def test_the_file_of_a_kept_image_is_not_opened_again(
     tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [rows(opened(tmp_path, paths), epoch) for epoch in (0, 3)]
@@ -114,7 +114,7 @@ def test_what_the_check_decodes_is_kept_for_the_first_epoch(
     assert dataset.cache.used.value == sum(path.stat().st_size for path in files(tmp_path))
 
 
-def test_the_check_keeps_the_pictures_of_the_run_alone_and_what_there_is_room_for(
+def test_the_check_keeps_the_images_of_the_run_alone_and_what_there_is_room_for(
     tmp_path: Path, paths: list[Path]
 ) -> None:
     cache = opened(tmp_path, paths[1:], limit=3 * (90 * 100 + 40 * 40) + 100).cache  # not for b.jpg
@@ -139,7 +139,7 @@ def test_the_check_finds_the_same_files_bad_with_a_cache(
     assert list(bad) == list(range(4, 10)) and bad == find_bad(every, check)
 
 
-def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
+def test_a_image_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
     """Two recipes share the folder: each finds its own level, and the pixels it would have without the
     other.
     """
@@ -187,7 +187,7 @@ def test_files_that_no_version_asks_for_go_when_room_is_needed(tmp_path: Path, p
     assert not former.exists()
 
 
-def test_a_changed_picture_is_never_served_stale(tmp_path: Path, paths: list[Path]) -> None:
+def test_a_changed_image_is_never_served_stale(tmp_path: Path, paths: list[Path]) -> None:
     """Not even with its former size and time."""
     dataset = opened(tmp_path, paths)
     before, found = rows(dataset), paths[2].stat()
@@ -237,7 +237,7 @@ def test_it_stays_within_its_bound(tmp_path: Path, paths: list[Path]) -> None:
     assert len(sizes) == 2 and sum(sizes) == limit == dataset.cache.used.value
 
 
-def test_a_picture_rebuilt_counts_once(tmp_path: Path, paths: list[Path]) -> None:
+def test_a_image_rebuilt_counts_once(tmp_path: Path, paths: list[Path]) -> None:
     dataset = opened(tmp_path, paths)
     rows(dataset)
     used = dataset.cache.used.value
@@ -248,10 +248,10 @@ def test_a_picture_rebuilt_counts_once(tmp_path: Path, paths: list[Path]) -> Non
     assert damaged.cache.used.value == used == sum(path.stat().st_size for path in files(tmp_path))
 
 
-def test_pictures_of_other_runs_make_room(tmp_path: Path, paths: list[Path]) -> None:
+def test_images_of_other_runs_make_room(tmp_path: Path, paths: list[Path]) -> None:
     rows(opened(tmp_path, paths))
     other = tmp_path / "other.png"
-    picture(other, (9, 9, 9), 1, (90, 100))
+    colour_patch(other, (9, 9, 9), 1, (90, 100))
     total = sum(path.stat().st_size for path in files(tmp_path))
     oldest = files(tmp_path)[1]
     os.utime(oldest, (1, 1))
@@ -296,7 +296,7 @@ def test_an_unusable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.M
     assert open_cache(0, [], Augmentation(), RULE) is None
 
 
-def test_a_run_that_leaves_bad_pictures_out_keeps_those_it_trains_on(
+def test_a_run_that_leaves_bad_images_out_keeps_those_it_trains_on(
     competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

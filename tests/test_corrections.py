@@ -134,10 +134,10 @@ def test_a_class_that_would_keep_no_row_is_refused(data: Path, tmp_path: Path) -
 
 
 def test_several_labels_and_numbers_are_checked_part_by_part(tmp_path: Path) -> None:
-    from conftest import picture
+    from conftest import colour_patch
 
     for number in range(12):
-        picture(tmp_path / f"data/train/{number}.png", (20 * number, 90, 30), number)
+        colour_patch(tmp_path / f"data/train/{number}.png", (20 * number, 90, 30), number)
     table = [
         ("id", "tags"),
         *((str(number), "red blue" if number % 2 else "blue green") for number in range(12)),

@@ -167,7 +167,7 @@ def test_a_level_never_leaves_less_than_the_result_has(size: tuple[int, int], le
     assert RandomCrop(Augmentation(), RULE).level(Crop(0, 0, *size, mirrored=False)) == level
 
 
-def test_a_kept_picture_serves_its_smallest_crop() -> None:
+def test_a_kept_image_serves_its_smallest_crop() -> None:
     crops = RandomCrop(Augmentation(crop_scale=(0.25, 1)), RULE)
     assert [crops.level_for_any((side, side)) for side in (64, 255, 256, 512, 1024)] == [0, 0, 1, 2, 3]
 
@@ -207,7 +207,7 @@ def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(
     assert np.mean(found) < min(8, np.mean(moved)), (np.mean(found), np.mean(moved))
 
 
-def test_pictures_decoded_in_full_differ_by_one_at_most(tmp_path: Path) -> None:
+def test_images_decoded_in_full_differ_by_one_at_most(tmp_path: Path) -> None:
     photo((300, 200)).save(tmp_path / "a.png")
     for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
         dataset = ImageDataset(
@@ -220,9 +220,7 @@ def test_pictures_decoded_in_full_differ_by_one_at_most(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config", [Augmentation(), Augmentation(rotation_degrees=9), Augmentation(random_resized_crop=False)]
 )
-def test_small_pictures_are_bit_for_bit_as_torchvision_makes_them(
-    tmp_path: Path, config: Augmentation
-) -> None:
+def test_small_images_are_bit_for_bit_as_torchvision_makes_them(tmp_path: Path, config: Augmentation) -> None:
     """The demo's numbers hang on this."""
     photo((64, 50)).save(tmp_path / "a.png")
     photo((60, 64)).save(tmp_path / "b.jpg")

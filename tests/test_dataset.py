@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     made = [folder / f"{number}.png" for number in range(7)]
     for number, path in enumerate(made):
-        picture(path, (30 * number, 200 - 20 * number, 90), number)
+        colour_patch(path, (30 * number, 200 - 20 * number, 90), number)
     return made
 
 
@@ -50,7 +50,7 @@ def test_items_and_batches_have_the_promised_types(paths: list[Path]) -> None:
     assert ImageDataset(paths, None, RULE)[0, 1]["label"] == 0
 
 
-def test_without_augmentation_a_row_is_the_resized_picture(paths: list[Path]) -> None:
+def test_without_augmentation_a_row_is_the_resized_image(paths: list[Path]) -> None:
     from PIL import Image
 
     expected = to_tensor(RULE.resize(Image.open(paths[2]).convert("RGB")))

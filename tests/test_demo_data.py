@@ -80,7 +80,7 @@ def test_digits_are_split_alike_and_none_is_lost(digits: Path) -> None:
     assert all(0.18 < share < 0.22 for share in shares.values()), shares
 
 
-def test_solution_names_the_digit_that_is_in_the_picture(digits: Path) -> None:
+def test_solution_names_the_digit_that_is_in_the_image(digits: Path) -> None:
     whole = load_digits()
     label_of = {
         picture.tobytes(): str(label)
@@ -233,7 +233,7 @@ def test_distances_measure_the_drawn_letter(measured: np.ndarray) -> None:
         assert 36 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 42
 
 
-def test_pictures_differ_and_are_mostly_as_coarse_as_digits(measured: np.ndarray) -> None:
+def test_images_differ_and_are_mostly_as_coarse_as_digits(measured: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     pictures = demo_data.draw(np.repeat(measured[:1, 10], 200, axis=0), rng)
     assert len({picture.tobytes() for picture in pictures}) == 200

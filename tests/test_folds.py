@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, TINY_RUN, make_competition, picture
+from conftest import COLOURS, TINY_RUN, colour_patch, make_competition
 from sklearn.metrics import accuracy_score
 
 import train
@@ -356,7 +356,7 @@ def test_folds_of_other_data_or_another_recipe_are_refused(
         train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", "--resume"))
     (output / "folds.csv").unlink()
     data = shutil.copytree(folds_run / "data", tmp_path / "data")
-    picture(data / "train/red/red_9.png", COLOURS["red"], 77)
+    colour_patch(data / "train/red/red_9.png", COLOURS["red"], 77)
     again = r"train it again: python train.py --data .* --epochs 2 .* --folds 3 --fold 1 --output"
     with pytest.raises(UserError, match=rf"folds in .*[\s\S]*fold 1[\s\S]*{again}"):
         train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))

@@ -77,7 +77,7 @@ def padded(fused: VqaModel, questions: list[str]) -> dict[str, torch.Tensor]:
     }
 
 
-def pictures(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -121,7 +121,7 @@ def test_the_reports_counts() -> None:
     ("head", "meets"),
     [(Head(), False), (Head(fusion="product", activation="tanh"), True), (Head(activation="gelu"), True)],
 )
-def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head: Head, meets: bool) -> None:
+def test_the_plain_head_adds_and_the_product_lets_question_and_image_meet(head: Head, meets: bool) -> None:
     """What a change of image does to the logits depends on the question, or not at all."""
     torch.manual_seed(0)
     model = AnswerHead(6, 7, 4, head).double()
@@ -132,7 +132,7 @@ def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head
     assert torch.allclose(*effect, atol=1e-12) is not meets
 
 
-def test_cross_attention_takes_of_each_picture_what_its_question_asks_for() -> None:
+def test_cross_attention_takes_of_each_image_what_its_question_asks_for() -> None:
     """The weights are torch's own multi-head attention; what an image adds depends on the question."""
     torch.manual_seed(0)
     head = AnswerHead(6, 7, 4, Head(fusion="cross_attention", hidden_size=16)).double()
@@ -182,7 +182,7 @@ def test_one_backbone_may_stay_while_the_other_is_adapted(tmp_path: Path) -> Non
     fused.model.eval()
     save_fused(fused, tmp_path, base=True, trained=True)
     assert [path.name for path in (tmp_path / "model_lora").iterdir()] == ["bert"]
-    loaded, batch = load(tmp_path, head, ["image"]), (pictures(3), torch.arange(3))
+    loaded, batch = load(tmp_path, head, ["image"]), (random_images(3), torch.arange(3))
     torch.testing.assert_close(
         loaded.model(*batch, **padded(loaded, QUESTIONS)),
         fused.model(*batch, **padded(fused, QUESTIONS)),
@@ -194,9 +194,9 @@ def test_one_backbone_may_stay_while_the_other_is_adapted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_a_shared_picture_is_computed_once_and_nothing_else_changes(lora: Lora | None, monkeypatch) -> None:
+def test_a_shared_image_is_computed_once_and_nothing_else_changes(lora: Lora | None, monkeypatch) -> None:
     fused = small(lora)
-    inputs, looks, index = padded(fused, QUESTIONS), pictures(2), torch.tensor([1, 0, 1])
+    inputs, looks, index = padded(fused, QUESTIONS), random_images(2), torch.tensor([1, 0, 1])
 
     def passed(
         pixel_values: torch.Tensor, image_index: torch.Tensor
@@ -223,9 +223,9 @@ def test_a_shared_picture_is_computed_once_and_nothing_else_changes(lora: Lora |
 
 def test_padding_does_not_change_an_answer() -> None:
     fused = small()
-    together = fused.model(pictures(1), torch.zeros(3, dtype=torch.long), **padded(fused, QUESTIONS))
+    together = fused.model(random_images(1), torch.zeros(3, dtype=torch.long), **padded(fused, QUESTIONS))
     alone = [
-        fused.model(pictures(1), torch.zeros(1, dtype=torch.long), **padded(fused, [question]))
+        fused.model(random_images(1), torch.zeros(1, dtype=torch.long), **padded(fused, [question]))
         for question in QUESTIONS
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
@@ -247,7 +247,7 @@ def test_saved_and_loaded_it_answers_the_same(lora: Lora | None, tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == names
     loaded = load(tmp_path)
     assert loaded.tokenizer.encode(QUESTIONS) == fused.tokenizer.encode(QUESTIONS)
-    batch = (pictures(3), torch.arange(3))
+    batch = (random_images(3), torch.arange(3))
     torch.testing.assert_close(
         loaded.model(*batch, **padded(loaded, QUESTIONS)),
         fused.model(*batch, **padded(fused, QUESTIONS)),
@@ -274,8 +274,8 @@ def test_plain_transformers_and_plain_peft_load_each_encoder(tmp_path: Path) -> 
     assert torch.equal(inputs["input_ids"], own["input_ids"])
     torch.testing.assert_close(text(**own).pooler_output, fused.model.text(**own).pooler_output)
     torch.testing.assert_close(
-        image(pixel_values=pictures(2)).pooler_output,
-        fused.model.image(pixel_values=pictures(2)).pooler_output,
+        image(pixel_values=random_images(2)).pooler_output,
+        fused.model.image(pixel_values=random_images(2)).pooler_output,
     )
 
 
@@ -315,8 +315,10 @@ def test_a_checkpoint_without_a_pooler_gives_its_first_token(tmp_path: Path) -> 
     classifier.save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path), "--backbone").eval()
     assert encoder.pooler is None
-    vector = pooled(encoder(pixel_values=pictures(2)))
-    torch.testing.assert_close(classifier.classifier(vector), classifier(pixel_values=pictures(2)).logits)
+    vector = pooled(encoder(pixel_values=random_images(2)))
+    torch.testing.assert_close(
+        classifier.classifier(vector), classifier(pixel_values=random_images(2)).logits
+    )
 
 
 def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path: Path) -> None:

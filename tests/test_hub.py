@@ -26,7 +26,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(tiny_backbone: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a hub that has one model, someone/tiny-beit, with a preprocessing rule of its own."""
+    """The address of a hub that has one model, someone/tiny-beit, with another preprocessing."""
     Preprocessing(40, 40, mean=(0.1, 0.2, 0.3)).save(tmp_path / "rule")
     files = {
         path.name: path.read_bytes()

@@ -392,7 +392,7 @@ def test_both_decoders_find_the_same_files_damaged(tmp_path: Path, monkeypatch: 
     assert min(found.count("bad"), found.count("whole")) > 50
 
 
-def test_decoding_small_and_whole_pictures_keeps_what_the_file_says_of_its_colours(tmp_path: Path) -> None:
+def test_decoding_small_and_whole_images_keeps_what_the_file_says_of_its_colours(tmp_path: Path) -> None:
     halves(size=(64, 64)).save(tmp_path / "a.jpg", icc_profile=b"a profile")
     assert (
         decode(tmp_path / "a.jpg").info["icc_profile"]

@@ -275,13 +275,15 @@ def test_a_head_of_another_size_is_never_drawn_at_random(trained: Path, tmp_path
 def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(
     tmp_path: Path, tiny_backbone: Path, capsys
 ) -> None:
-    from conftest import COLOURS, picture
+    from conftest import COLOURS, colour_patch
 
     data, output = tmp_path / "data", tmp_path / "predictions.csv"
     for name, colour in (("=1+1", COLOURS["red"]), ("-0.5", COLOURS["blue"])):
         for number in range(8):
-            picture(data / "train" / name / f"{'@' if name[0] == '=' else 'n'}{number}.png", colour, number)
-    picture(data / "test" / "+cmd.png", COLOURS["red"], 99)
+            colour_patch(
+                data / "train" / name / f"{'@' if name[0] == '=' else 'n'}{number}.png", colour, number
+            )
+    colour_patch(data / "test" / "+cmd.png", COLOURS["red"], 99)
     flags = [
         *("--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")),
         *("--precision", "fp32", "--lr", "0.02"),

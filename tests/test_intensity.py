@@ -1,5 +1,5 @@
-"""Images of more than 8 bits: one rule for a set, saved with the weights; which scan is brighter stays so,
-whatever the bit depth.
+"""Images of more than 8 bits: one range for a whole set, saved with the weights. A brighter scan stays
+brighter than a darker one, for any bit depth.
 """
 
 from __future__ import annotations

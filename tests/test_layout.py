@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import assert_says
 
 from pipeline.competition.folders import natural_key
 from pipeline.competition.layout import read_form, read_layout
@@ -223,10 +224,7 @@ def test_a_single_class(tmp_path):
 
 def test_images_beside_class_folders(tmp_path):
     message = refusal(make(class_folders(tmp_path), "train/5.jpg"))
-    assert (
-        "holds 1 image beside its 2 class folders: train/5.jpg; move them into the folder of their class"
-        in message
-    )
+    assert_says(message, "1 image", "2 class folders", "train/5.jpg")
 
 
 def test_two_folders_of_class_folders(tmp_path):
@@ -256,10 +254,7 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    assert (
-        "does not exist: unpack the competition's files there, or name another folder with --data DIR"
-        in refusal(tmp_path / "data")
-    )
+    assert_says(refusal(tmp_path / "data"), str(tmp_path / "data"), "does not exist", "--data DIR")
 
 
 def test_a_zip_in_place_of_the_folder(tmp_path):
@@ -449,18 +444,16 @@ def test_stem_and_file_name_columns_are_one_id(tmp_path):
 def test_columns_that_name_different_images(tmp_path):
     table_kind(tmp_path, train="id,image,label\n1,2.jpg,cat\n2,1.jpg,dog\n")
     message = refusal(tmp_path)
-    assert (
-        "the columns 'id', 'image' name different images; say which is the id with --set data.id_column=NAME"
-        in message
-    )
+    assert_says(message, "'id', 'image'", "--set data.id_column=NAME")
     assert labels(read_layout(tmp_path, id_column="image")) == {"2.jpg": "cat", "1.jpg": "dog"}
 
 
 def test_two_value_columns(tmp_path):
     table_kind(tmp_path, train="id,label,category,x\n1,cat,a,0\n2,dog,a,0\n")
     message = refusal(tmp_path)
-    assert "train.csv: the label may be in 'label' (2 values), 'category' (1 value)" in message
-    assert "--set data.label_column=NAME says which" in message
+    assert_says(
+        message, "train.csv", "'label' (2 values), 'category' (1 value)", "--set data.label_column=NAME"
+    )
     assert labels(read_layout(tmp_path, label_column="label")) == {"1": "cat", "2": "dog"}
 
 
@@ -469,7 +462,7 @@ def test_no_obvious_label_column(tmp_path):
         table_kind(tmp_path, train="id,colour,size,url\n1,red,2,u\n2,blue,2,v\n3,red,1,w\n"),
         "train_images/3.jpg",
     )
-    assert "the label may be in 'colour' (2 values), 'size' (2 values); its columns" in refusal(tmp_path)
+    assert_says(refusal(tmp_path), "'colour' (2 values), 'size' (2 values);", "'url'")
 
 
 def test_the_sample_submission_settles_the_label_column(tmp_path):
@@ -498,10 +491,7 @@ def test_a_column_without_a_table(tmp_path):
 def test_rows_without_image(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n3,dog\n4,cat\n"))
     assert "train.csv (id, label):" in message
-    assert (
-        "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, take these rows out, or "
-        "train" in message
-    )
+    assert_says(message, "2 of 4 ids without an image", "'3' in row 4, '4' in row 5;")
 
 
 def test_a_missing_image_that_differs_in_case_is_pointed_out(tmp_path):
@@ -511,8 +501,9 @@ def test_a_missing_image_that_differs_in_case_is_pointed_out(tmp_path):
 
 def test_no_id_is_an_image(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\nx,cat\ny,dog\n"))
-    assert "no image for any of the 2 ids in train.csv, column 'id'" in message
-    assert "ids look like 'x', 'y', images like 'train_images/1.jpg', 'train_images/2.jpg'" in message
+    assert_says(
+        message, "2 ids", "train.csv", "'id'", "'x', 'y'", "'train_images/1.jpg', 'train_images/2.jpg'"
+    )
     assert "--set data.id_column=NAME" in message
 
 
@@ -556,14 +547,12 @@ def test_spaces_around_labels_are_removed_and_noted(tmp_path):
 
 def test_classes_that_look_alike_are_noted(tmp_path):
     make(table_kind(tmp_path, train="id,label\n1,cat\n2,Cat\n"))
-    assert "classes that look alike (case, or the way accents are stored): 'Cat', 'cat'" in said(
-        read_layout(tmp_path)
-    )
+    assert_says(said(read_layout(tmp_path)), "look alike", "'Cat', 'cat'")
 
 
 def test_a_single_label(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,cat\n2,cat\n"))
-    assert "all 2 training images have the label 'cat' (train.csv: id, label)" in message
+    assert_says(message, "all 2 training images", "'cat'", "train.csv: id, label")
 
 
 def test_a_table_without_rows(tmp_path):
@@ -578,15 +567,12 @@ def test_a_broken_table_names_file_and_row(tmp_path):
 
 def test_an_id_that_means_two_files(tmp_path):
     message = refusal(make(table_kind(tmp_path), "train_images/1.png"))
-    assert (
-        "row 2: '1' may be train_images/1.jpg or train_images/1.png: keep one, or write ids as paths"
-        in message
-    )
+    assert_says(message, "row 2", "'1'", "train_images/1.jpg", "train_images/1.png")
 
 
 def test_two_image_folders_with_the_same_names(tmp_path):
     message = refusal(make(table_kind(tmp_path), "train_2/1.jpg", "train_2/2.jpg"))
-    assert "2 ids found in train_2/ and train_images/; keep one and hide the other" in message
+    assert_says(message, "2 ids", "train_2/ and train_images/")
     assert f"mv {tmp_path}/train_images {tmp_path}/.train_images" in message
 
 
@@ -606,7 +592,7 @@ def test_several_tables_the_one_with_labels_is_taken(tmp_path):
 def test_several_tables_with_labels(tmp_path):
     make(table_kind(tmp_path), labels="id,label\n1,dog\n2,cat\n")
     message = refusal(tmp_path)
-    assert "labels.csv and train.csv may all hold the labels; keep one and hide the other" in message
+    assert_says(message, "labels.csv and train.csv", "labels")
     os.rename(tmp_path / "labels.csv", tmp_path / ".labels.csv")
     assert labels(read_layout(tmp_path)) == {"1": "cat", "2": "dog"}
 
@@ -713,9 +699,8 @@ def test_probability_columns_that_are_no_classes(tmp_path):
 def test_sample_ids_without_image(tmp_path):
     message = refusal(make(class_folders(tmp_path), sample_submission="id,label\n8,cat\n7,cat\n10,cat\n"))
     assert "sample_submission.csv and the test images do not fit:" in message
-    assert (
-        "2 of 3 ids without an image: '7' in row 3, '10' in row 4; images look like 'test/8.jpg', "
-        "'test/9.jpg'" in message
+    assert_says(
+        message, "2 of 3 ids without an image", "'7' in row 3, '10' in row 4;", "'test/8.jpg', 'test/9.jpg'"
     )
 
 
@@ -761,7 +746,7 @@ def test_two_samples(tmp_path):
     make(class_folders(tmp_path), sample_submission=text, sampleSubmission="id,label\n9,cat\n8,cat\n")
     message = refusal(tmp_path)
     assert "sampleSubmission.csv" in message and "sample_submission.csv" in message
-    assert "may all be the sample submission; keep one and hide the other" in message
+    assert "may all be the sample submission" in message
     make(tmp_path, sampleSubmission=text)  # equal files are one
     assert read_layout(tmp_path).form.ids == ("8", "9")
 
@@ -790,14 +775,14 @@ def test_a_shared_image_folder(tmp_path):
 def test_two_test_folders(tmp_path):
     make(class_folders(tmp_path), "test2/6.jpg")
     message = refusal(tmp_path)
-    assert "test and test2 may all be the test images; keep one and hide the other" in message
+    assert_says(message, "test and test2", "test images")
     make(tmp_path, sample_submission="id,label\n6,cat\n")
     assert read_layout(tmp_path).test[0].path == tmp_path / "test2/6.jpg"
 
 
 def test_two_test_folders_with_the_same_names(tmp_path):
     make(class_folders(tmp_path), "test2/8.jpg", "test2/9.jpg", sample_submission="id,label\n8,cat\n9,cat\n")
-    assert "2 ids found in test/ and test2/; keep one and hide the other" in refusal(tmp_path)
+    assert_says(refusal(tmp_path), "2 ids", "test/ and test2/")
 
 
 def test_train_and_test_files_of_the_same_names_are_kept_apart(tmp_path):

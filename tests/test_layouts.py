@@ -10,6 +10,7 @@ from pathlib import Path
 
 import competitions
 import pytest
+from conftest import assert_says
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
@@ -327,7 +328,7 @@ def test_a_split_column_is_the_split(tmp_path):
     competition = read_layout(tmp_path)
     assert labels(competition) == {"1": "cat", "2": "dog", "4": "dog"}
     assert competition.split == {"1": "train", "2": "val", "4": "train"}
-    assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
+    assert_says(said(competition), "'split'", "1 validate", "1 are test rows")
     assert competition.folds == {"1": "0", "2": "1", "4": "1"} and "'fold'" in competition.folds_from
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace(
@@ -357,7 +358,7 @@ def test_a_column_that_holds_parts_is_the_split_whatever_it_is_called(tmp_path):
     )
     competition = read_layout(tmp_path)
     assert competition.split == {"1": "train", "2": "train", "4": "val"}
-    assert "by the column 'dataset' 1 validate and 1 are test rows and do not train" in said(competition)
+    assert_says(said(competition), "'dataset'", "1 validate", "1 are test rows")
     write(tmp_path, train="id,class\n1,train\n2,test\n3,train\n4,test\n")  # what is called a class is one
     assert set(labels(read_layout(tmp_path)).values()) == {"train", "test"}
 

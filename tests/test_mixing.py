@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
@@ -32,7 +32,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     made = [folder / f"{number}.png" for number in range(len(LABELS))]
     for number, path in enumerate(made):
-        picture(path, (30 * number, 200 - 20 * number, 90), number)
+        colour_patch(path, (30 * number, 200 - 20 * number, 90), number)
     return made
 
 

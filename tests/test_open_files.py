@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from conftest import make_competition, picture
+from conftest import colour_patch, make_competition
 from test_resume import assert_same, flags, resume
 from torch.utils.data import get_worker_info
 
@@ -85,7 +85,7 @@ def test_the_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) ->
 def test_where_not_every_process_can_be_started_those_that_were_are_ended(
     tmp_path: Path, monkeypatch
 ) -> None:
-    picture(tmp_path / "a.png", (9, 9, 9), 1)
+    colour_patch(tmp_path / "a.png", (9, 9, 9), 1)
     original, started = BaseProcess.start, []
 
     def start(self: BaseProcess) -> None:
@@ -111,7 +111,7 @@ def test_where_not_every_process_can_be_started_those_that_were_are_ended(
 
 
 def test_a_program_ends_although_an_error_still_holds_its_loader_processes(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", (9, 9, 9), 1)
+    colour_patch(tmp_path / "a.png", (9, 9, 9), 1)
     code = """
 import sys
 from pipeline.data.dataset import ImageDataset, make_loader

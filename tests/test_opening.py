@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_says
 from PIL import Image, TiffImagePlugin
 
 from pipeline.data import metadata, opening
@@ -75,7 +76,7 @@ DAMAGED_PNG = {
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the pixels", "after them"])
 @pytest.mark.parametrize("name", DAMAGED_PNG)
-def test_a_png_with_damaged_metadata_is_the_picture_without_it(tmp_path: Path, name: str, late: bool) -> None:
+def test_a_png_with_damaged_metadata_is_the_image_without_it(tmp_path: Path, name: str, late: bool) -> None:
     whole = saved("PNG")
     place = len(whole) - 12 if late else 33  # before IEND, or after IHDR
     (tmp_path / "a.png").write_bytes(whole[:place] + DAMAGED_PNG[name] + whole[place:])
@@ -103,7 +104,7 @@ def test_damage_to_what_holds_the_pixels_is_still_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
-def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(
+def test_a_tiff_whose_comments_cannot_be_read_is_the_image_without_them(
     tmp_path: Path, kind: str, compression: str | None
 ) -> None:
     """Pillow stops at the first tag that it cannot read: without its later ones a float image was read as
@@ -147,7 +148,7 @@ def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_picture_without_it(
+def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_image_without_it(
     tmp_path: Path, mode: str, lossless: bool
 ) -> None:
     picture = PHOTO.convert(mode)
@@ -245,7 +246,7 @@ def test_modes_and_formats_that_would_take_too_much_are_refused(
     (tmp_path / "rgba.png").write_bytes(saved("PNG", PHOTO.convert("RGBA")))
     (tmp_path / "progressive.jpg").write_bytes(saved("JPEG", progressive=True))
     decode(tmp_path / "rgb.png")
-    assert refusal(tmp_path / "rgba.png") == "50 x 40 pixels would need 22 kB to decode; the limit is 20 kB"
+    assert_says(refusal(tmp_path / "rgba.png"), "50 x 40", "22 kB", "20 kB")
     assert "would need 26 kB" in refusal(tmp_path / "progressive.jpg")
 
 
@@ -318,10 +319,10 @@ def test_files_of_gigabytes_are_refused_by_their_size(tmp_path: Path, suffix: st
     with open(tmp_path / f"a.{suffix}", "wb") as file:
         file.write(saved({"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())))
         file.truncate(6_000_000_000)
-    assert refusal(tmp_path / f"a.{suffix}") == "a file of 6.0 GB; the limit is 1.1 GB"
+    assert_says(refusal(tmp_path / f"a.{suffix}"), "6.0 GB", "1.1 GB")
     os.truncate(tmp_path / f"a.{suffix}", 1_000_000_000)
     if suffix in ("jpg", "webp"):
-        assert refusal(tmp_path / f"a.{suffix}") == "a file of 1.0 GB that is not a PNG, TIFF or BMP"
+        assert_says(refusal(tmp_path / f"a.{suffix}"), "1.0 GB", "PNG, TIFF or BMP")
     else:
         assert decode(tmp_path / f"a.{suffix}").size == PHOTO.size
 

@@ -19,7 +19,7 @@ from transformers import (
 from pipeline.config import validate_recipe
 from pipeline.models.lora import attach
 from pipeline.recipe import Recipe
-from pipeline.training.optim import build_optimizer, epochs_of, lr_at, plan_schedule, rate_scales, set_lr
+from pipeline.training.optim import build_optimizer, epochs_of, lr_at, lr_scales, plan_schedule, set_lr
 
 
 def recipe(**overrides: object) -> Recipe:
@@ -27,7 +27,7 @@ def recipe(**overrides: object) -> Recipe:
 
 
 def stepped(make, steps: int, lr: float) -> list[float]:
-    """The rates a torch scheduler gives to `steps` optimizer steps."""
+    """Return the learning rates that a torch scheduler gives to `steps` optimizer steps."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler, rates = make(optimizer), []
     for _ in range(steps):
@@ -161,12 +161,12 @@ def names_of(kind: str) -> list[str]:
         return [name for name, _ in AutoModelForImageClassification.from_config(config).named_parameters()]
 
 
-def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -> None:
+def test_layer_decay_gives_each_block_a_share_of_the_next_blocks_learning_rate() -> None:
     """unilm/beit/optim_factory.py: layer ids 0 for embeddings, i + 1 for block i, n + 1 for the rest; scale
     decay ** (n + 1 - id).
     """
     names = names_of("beit")
-    scales = rate_scales(
+    scales = lr_scales(
         names,
         recipe(**{"optimizer.layer_decay": 0.8, "optimizer.lr": 1e-4, "optimizer.head_lr": 1e-3}),
         "classifier",
@@ -176,12 +176,12 @@ def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -
         layer_id = int(block[1]) + 1 if block else 0 if "embeddings" in name else 4
         expected = 10 if name.startswith("classifier") else 0.8 ** (4 - layer_id)
         assert scales[name] == pytest.approx(expected), name
-    assert set(rate_scales(names, recipe(), "classifier").values()) == {1.0}
+    assert set(lr_scales(names, recipe(), "classifier").values()) == {1.0}
 
 
 def test_stages_and_towers_count_their_own_blocks() -> None:
     swin = names_of("swin")
-    scales = rate_scales(swin, recipe(**{"optimizer.layer_decay": 0.5}), "classifier")
+    scales = lr_scales(swin, recipe(**{"optimizer.layer_decay": 0.5}), "classifier")
     stages = [
         f"swin.encoder.layers.{part}"
         for part in ("0.blocks.0.", "0.downsample", "1.blocks.0.", "1.blocks.1.")
@@ -196,20 +196,20 @@ def test_stages_and_towers_count_their_own_blocks() -> None:
         for tower in ("text", "image")
         for name in ("embeddings.w", "layers.0.w", "layers.1.w", "pooler.w")
     ]
-    scales = rate_scales(
+    scales = lr_scales(
         [*two, "head.answer.w"], recipe(**{"optimizer.layer_decay": 0.5, "optimizer.head_lr": 5e-5}), "head"
     )
     assert [scales[name] for name in two] == [0.125, 0.25, 0.5, 1.0] * 2 and scales["head.answer.w"] == 1.0
 
 
-def test_lora_plus_gives_b_its_own_rate() -> None:
-    """Hayou et al. 2024 (arXiv:2402.12354): the rate of B is a multiple of A's; nothing else changes."""
+def test_lora_plus_multiplies_the_learning_rate_of_b() -> None:
+    """Hayou et al. 2024 (arXiv:2402.12354): the learning rate of B is a multiple of A's."""
     names = [
         "m.layers.0.q.lora_A.default.weight",
         "m.layers.0.q.lora_B.default.weight",
         "m.classifier.weight",
     ]
-    assert list(rate_scales(names, recipe(**{"lora.b_lr_scale": 16}), "classifier").values()) == [
+    assert list(lr_scales(names, recipe(**{"lora.b_lr_scale": 16}), "classifier").values()) == [
         1.0,
         16.0,
         1.0,

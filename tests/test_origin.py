@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_competition, picture
+from conftest import colour_patch, make_competition
 
 import inference
 from pipeline import files
@@ -23,9 +23,9 @@ FRUIT = {"apple": (200, 40, 40), "lemon": (220, 210, 60), "lime": (90, 200, 60)}
 
 def fruit(root: Path, train: bool = True, sample: str = "id,label\nf0,apple\nf1,apple\n") -> Path:
     for number in range(2):
-        picture(root / "test" / f"f{number}.png", FRUIT["apple"], number)
+        colour_patch(root / "test" / f"f{number}.png", FRUIT["apple"], number)
     for number, (name, colour) in enumerate(FRUIT.items() if train else ()):
-        picture(root / "train" / name / f"{name}.png", colour, 50 + number)
+        colour_patch(root / "train" / name / f"{name}.png", colour, 50 + number)
     if sample:
         (root / "sample_submission.csv").write_text(sample)
     return root
@@ -48,7 +48,7 @@ def test_labels_that_the_model_does_not_know_are_an_error_that_shows_both(
 
 def test_one_label_too_many_is_enough(finished_run: Path, tmp_path: Path) -> None:
     data = make_competition(tmp_path / "data")
-    picture(data / "train" / "grey" / "g.png", (120, 120, 120), 1)
+    colour_patch(data / "train" / "grey" / "g.png", (120, 120, 120), 1)
     with pytest.raises(UserError, match=r"(?s)3 classes.*'grey'"):
         predict(finished_run / "run", data, tmp_path / "p.csv")
 
@@ -164,7 +164,7 @@ def test_a_file_for_other_classes_is_not_sent(project: Path) -> None:
     rows = (project / "data/sample_submission.csv").read_text()
     fruit(project / "data", sample=rows)
     for row in rows.splitlines()[1:]:
-        picture(project / "data/test" / f"{row.split(',')[0]}.png", FRUIT["lime"], 3)
+        colour_patch(project / "data/test" / f"{row.split(',')[0]}.png", FRUIT["lime"], 3)
     for number in range(2):
         (project / "data/test" / f"f{number}.png").unlink()
     for flags in ((), ("--model", "runs/a")):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import picture
+from conftest import colour_patch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -52,7 +52,7 @@ TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_h
 
 
 def timm_config(architecture: str, **model_args: Any) -> TimmWrapperConfig:
-    """A tiny architecture of timm, with the rule of EVA-02's checkpoints."""
+    """A tiny architecture of timm, with the preprocessing of EVA-02's checkpoints."""
     pytest.importorskip("timm")
     rule = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
     return TimmWrapperConfig(
@@ -126,9 +126,11 @@ def small_competition(root: Path) -> Path:
     """Two classes and a wide test image, so that squashing and cropping differ."""
     for number, (name, colour) in enumerate({"blue": (40, 60, 200), "red": (200, 50, 40)}.items()):
         for index in range(6):
-            picture(root / "train" / name / f"{name}{index}.png", colour, 100 * number + index, size=(48, 40))
-    picture(root / "test" / "a.png", (40, 60, 200), 7, size=(64, 40))
-    picture(root / "test" / "b.png", (200, 50, 40), 8, size=(40, 64))
+            colour_patch(
+                root / "train" / name / f"{name}{index}.png", colour, 100 * number + index, size=(48, 40)
+            )
+    colour_patch(root / "test" / "a.png", (40, 60, 200), 7, size=(64, 40))
+    colour_patch(root / "test" / "b.png", (200, 50, 40), 8, size=(40, 64))
     (root / "sample_submission.csv").write_text("id,blue,red\na,0.5,0.5\nb,0.5,0.5\n")
     return root
 
@@ -318,8 +320,8 @@ def test_roles_an_architecture_does_not_have(kind: str, roles: tuple[str, ...], 
 
 
 def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
-    """No model_type, weights under timm's own names, the rule in pretrained_cfg: compared with timm's model
-    and timm's transform.
+    """No model_type, weights under timm's own names, the preprocessing in pretrained_cfg: compared with
+    timm's model and timm's transform.
     """
     timm = pytest.importorskip("timm")
     model_args = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 3}

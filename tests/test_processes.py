@@ -113,12 +113,12 @@ def assert_same(a: Path, b: Path, names: tuple[str, ...] = SAME) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Path]:
-    """What one process and two processes make of the same commands.
+    """A folder with the results of the same commands in one process and in two processes.
 
-    one/ two/ the same run; stopped/ stopped by two; half/ stopped by one inside a group, then finished by
-    two; full-one/ full-two/ everything trained, with gradients reduced; whole/ parts/ everything trained, in
-    two processes with the weights shared out; one.csv two.csv what they predict; killed/ of its two processes
-    one was killed; out.txt err.txt code.txt what two processes printed and how they ended.
+    one/ two/: the same run. stopped/: stopped in two processes. half/: stopped in one process inside a group,
+    then finished in two. full-one/ full-two/: full fine-tuning, gradients reduced. whole/ parts/: full
+    fine-tuning in two processes, without and with sharded weights. one.csv two.csv: predictions. killed/: one
+    of its two processes was killed. out.txt err.txt code.txt: output and exit code of two processes.
     """
     root = make_competition(tmp_path_factory.mktemp("several") / "data").parent
     in_one_thread(train.main, flags(root, tiny_backbone, "one"))
@@ -349,7 +349,7 @@ WAYS = {  # of training that the run of all tests above has not
     ],
     "probe": ["head.init=probe", "lora.variant=dora", "lora.also_train=[norms]"],
     "head": ["lora.rank=0", "head_only=true", "augmentation.random_resized_crop=false"],
-    "everything": [
+    "full fine-tuning": [
         "lora.rank=0",
         "optimizer.lr=1e-3",
         "drop_path=0.1",

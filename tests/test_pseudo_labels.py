@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_RUN, picture
+from conftest import TINY_RUN, colour_patch
 from test_resume import interrupt_after, resume
 
 import inference
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused(first: tuple[Path, Path], tmp_path: Path) 
         taken(first, threshold=1)
     changed = tmp_path / "data"
     shutil.copytree(data, changed)
-    picture(next(iter(sorted((changed / "test").iterdir()))), (1, 2, 3), 9)
+    colour_patch(next(iter(sorted((changed / "test").iterdir()))), (1, 2, 3), 9)
     with pytest.raises(
         UserError, match=r"predicted other test images than those of .*python inference.py --model"
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import assert_says
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,12 +132,13 @@ def test_other_answers_count_as_wrong_or_are_dropped() -> None:
     assert len(wrong.train) == 60 and len(wrong.val) == 20
     assert sum(wrong.label_of(clean_answer(row.label or "")) == -1 for row in wrong.val) == 5
     said = "\n".join(wrong.notes)
-    assert "answers: the 2 most frequent of 3 different answers, 75.00% of 80 training questions" in said
-    assert "5 of 20 validation answers are none of these and count as wrong" in said
+    assert_says(
+        said, "2 most frequent of 3", "75.00% of 80 training questions", "5 of 20 validation answers", "wrong"
+    )
     drop = prepared(rows, top_answers=2, other_answers="drop")
     assert len(drop.train) == 60 and len(drop.val) == 15
     assert all(drop.label_of(clean_answer(row.label or "")) >= 0 for row in drop.val)
-    assert "75.00% of 100 questions; the others are dropped before the split" in "\n".join(drop.notes)
+    assert_says("\n".join(drop.notes), "75.00% of 100 questions", "dropped")
 
 
 def test_answers_are_counted_on_training_rows_alone() -> None:
@@ -150,20 +152,22 @@ def test_answers_are_counted_on_training_rows_alone() -> None:
 
 def test_a_resumed_run_keeps_its_rows_and_answers() -> None:
     first = prepared(MANY, image_fraction=0.5, top_answers=2)
-    former = [
+    resumed_rows = [
         (row.id, row.label or "", part)
         for part, rows in (("train", first.train), ("val", first.val))
         for row in rows
     ]
     more = [*MANY[::-1], *asked(["green"] * 300)[200:]]
-    again = prepared(more, image_fraction=0.5, top_answers=2, former=former, answers=first.class_names)
+    again = prepared(
+        more, image_fraction=0.5, top_answers=2, resumed_rows=resumed_rows, answers=first.class_names
+    )
     assert (again.train, again.val, again.class_names, again.indices) == (
         first.train,
         first.val,
         first.class_names,
         first.indices,
     )
-    fewer = prepared(MANY[50:], former=former, answers=first.class_names)
+    fewer = prepared(MANY[50:], resumed_rows=resumed_rows, answers=first.class_names)
     assert ids(fewer.train) == [row.id for row in first.train if int(row.id) >= 50]
 
 

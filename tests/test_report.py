@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_says
 from PIL import Image
 from runs import NAMES, PER_EPOCH, Page, make_run, score, write_lines
 
@@ -96,9 +97,8 @@ def test_the_page_needs_no_network_and_every_image_has_words(tmp_path: Path) -> 
         meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
     )
     assert all(len(image["alt"] or "") > 20 for image in page.all("img"))
-    assert "Accuracy over 4 epochs: training from 50.0% to 50.0%, validation from 25.0% to 75.0%." in [
-        image["alt"] for image in page.all("img")
-    ]
+    curve = next(image["alt"] for image in page.all("img") if "Accuracy over" in image["alt"])
+    assert_says(curve, "4 epochs", "training from 50.0% to 50.0%", "validation from 25.0% to 75.0%")
 
 
 def test_names_from_the_data_stay_text(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_what_training_counts_otherwise_stands_below_its_curves(tmp_path: Path) 
     (run_dir / "run.json").write_text(json.dumps(record))
     text = Page(build_report(run_dir)).text
     assert "Training mixes pairs of images" in text
-    assert "the focal loss, with logits adjusted by the shares of the classes, over mixed images." in text
+    assert_says(text, "focal loss", "logits adjusted", "mixed images")
 
 
 def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
@@ -198,11 +198,9 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(
     assert ends == {1: 8, 2: 17} and [step for step, _ in dots] == [8, 17]
     monkeypatch.undo()
     page = Page(build_report(run_dir))
-    assert "Learning rate at each optimizer step, from the recipe; the dots were recorded" in page.text
     assert "epoch 2 of 10" in page.text
-    assert "Learning rate over 90 optimizer steps, at most 5e-5." in [
-        image["alt"] for image in page.all("img")
-    ]
+    alternative = next(image["alt"] for image in page.all("img") if "Learning rate" in image["alt"])
+    assert_says(alternative, "90 optimizer steps", "5e-5")
 
 
 def test_two_classes(tmp_path: Path) -> None:
@@ -211,10 +209,8 @@ def test_two_classes(tmp_path: Path) -> None:
         "Each class No. class training images validation images precision recall F1 0 cat 20 4 0.750 0.750 "
         "0.750 1 dog 21 4" in page.text
     )
-    assert (
-        "Confusion matrix of 2 classes: 2 of 8 validation images are wrong; most often cat was predicted as "
-        "dog." in page.html
-    )
+    alternative = next(image["alt"] for image in page.all("img") if "Confusion matrix" in image["alt"])
+    assert_says(alternative, "2 classes", "2 of 8 validation images", "cat was predicted as dog")
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
@@ -238,8 +234,7 @@ def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", names=["cat", "dog"], per_class=50)
     page = Page(build_report(run_dir))
     # 50 at 0.5 and 50 at 0.7, of each 49 right: ECE is (|0.98 - 0.5| + |0.98 - 0.7|) / 2
-    assert "confidence of the model is 60.0%, and 98.0% of its predictions are right" in page.text
-    assert "expected calibration error is 0.3800" in page.text
+    assert_says(page.text, "confidence of the model is 60.0%", "98.0%", "calibration error is 0.3800")
     assert (run_dir / "figures" / "calibration.png").exists()
 
 
@@ -508,7 +503,7 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("num_classes, shown, each", [(60, 60, 6), (61, 61, 1), (1000, 334, 1)])
-def test_many_classes_have_few_pictures_each(
+def test_many_classes_have_few_images_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int, shown: int, each: int
 ) -> None:
     monkeypatch.setattr(thumbnails, "thumbnail", lambda path, *_: path.name)
@@ -522,7 +517,7 @@ def test_many_classes_have_few_pictures_each(
     assert len(set(kept)) == shown and set(Counter(kept).values()) == {each}
 
 
-def test_pictures_beyond_the_first_classes_are_folded(tmp_path: Path) -> None:
+def test_images_beyond_the_first_classes_are_folded(tmp_path: Path) -> None:
     names = [f"bird {number}" for number in range(70)]
     run_dir = make_run(tmp_path / "run", names=names)
     store_samples(run_dir, rows_of(tmp_path / "train", names, per_class=1), names)

@@ -208,7 +208,7 @@ def test_an_accepted_weight_decay_reaches_the_optimizer(interrupted: Path) -> No
 def test_more_epochs_accepted_are_the_run_that_had_them_from_the_start(
     whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """At a constant rate nothing else depends on their number."""
+    """With a constant learning rate nothing else depends on the number of epochs."""
     constant = ["--set", "schedule.name=constant", "--set", "schedule.warmup_ratio=0"]
     train.main([*flags(whole / "data", tiny_backbone, tmp_path / "four"), *constant, "--epochs", "4"])
     with monkeypatch.context() as patched:

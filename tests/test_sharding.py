@@ -1,5 +1,5 @@
-"""Weights shared out to several processes (`shard`): what one process computes, to rounding; any number goes
-on; one that fails ends all.
+"""Sharded weights (`shard`): results equal those of one process up to rounding, any number of processes can
+continue, and one that fails ends all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_every_key_that_stands_in_the_way_is_named_with_what_mends_it(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Path]:
-    """one/ the run of one process, with everything in memory."""
+    """A folder with data/ and one/: the run of one process, without sharding."""
     root = make_competition(tmp_path_factory.mktemp("shared-out") / "data").parent
     in_one_thread(train.main, flags(root, tiny_backbone, "one", *FULL))
     return root
@@ -106,7 +106,7 @@ def test_killed_and_finished_by_another_number(root: Path, tiny_backbone: Path) 
     stopped = [*words, "--resume", "--max-minutes", "0"]
     code, out, err = together(3, [["train", *stopped]])  # for one turn
     assert code == 0 and err.count("stopped (--max-minutes reached)") == 1, out + err
-    resume(root, "killed")  # by one process, which holds everything
+    resume(root, "killed")  # by one process, without sharding
     assert_close(root / "one", root / "killed")
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import assert_says
 from kaggle_server import API_TOKEN, KEY, SECRETS, USER, KaggleServer, kaggle
 from PIL import Image
 
@@ -173,10 +174,7 @@ def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folde
         run_command(lambda: submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append))
         == EXIT_INTERRUPTED
     )
-    assert (
-        "`make submit` again shows its score, and so does: kaggle competitions submissions -c glyphs"
-        in capfd.readouterr().err
-    )
+    assert_says(capfd.readouterr().err, "`make submit`", "kaggle competitions submissions -c glyphs")
     assert [row["status"] for row in rows()] == ["pending"]
 
     server.created["date"] = rows()[0]["time"]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import make_competition, picture
+from conftest import colour_patch, make_competition
 from runs import Page
 
 import train
@@ -254,7 +254,7 @@ def test_only_folds_can_be_judged(run: Path, damage: str, words: str) -> None:
 def test_out_of_fold_rows_of_another_data_set(run: Path, tmp_path: Path) -> None:
     for name in ("red", "green"):
         for number in range(6):
-            picture(tmp_path / f"other/train/{name}/x{name}{number}.png", (200, 50, 40), number)
+            colour_patch(tmp_path / f"other/train/{name}/x{name}{number}.png", (200, 50, 40), number)
     with pytest.raises(UserError, match=r"oof\.csv.*other.*--data DIR.*\n.*18 rows of 18 are not in .*other"):
         read_out_of_fold(run / "folds", tmp_path / "other")
     oof = pd.read_csv(run / "folds/oof.csv", **TEXT)

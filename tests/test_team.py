@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, TINY_RUN, make_competition, picture
+from conftest import COLOURS, TINY_RUN, colour_patch, make_competition
 from sklearn.metrics import log_loss
 
 import inference
@@ -131,7 +131,7 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
     np.testing.assert_allclose(kept.values, first.loc[list(kept.ids)], atol=1e-6)
     pd.testing.assert_frame_equal(predict(runs, tmp_path / "2.csv", run, data=data), first)
     assert "same images, weights and packages" in capsys.readouterr().out
-    picture(data / "test/t000.png", COLOURS["red"], 5)  # another image
+    colour_patch(data / "test/t000.png", COLOURS["red"], 5)  # another image
     changed = predict(runs, tmp_path / "3.csv", run, data=data)
     assert "same images, weights and packages" not in capsys.readouterr().out and not np.allclose(
         changed.loc["t000"], first.loc["t000"]

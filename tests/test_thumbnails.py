@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import picture
+from conftest import colour_patch
 
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import kept_images
@@ -19,9 +19,9 @@ from pipeline.run_names import INSTALLED
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with its data, a run on it, and an image that is nobody's business."""
-    picture(tmp_path / "project/data/train/cat/1.png", (200, 50, 40), 1)
-    picture(tmp_path / "elsewhere/scans/2.png", (200, 50, 40), 2)
-    picture(tmp_path / "private/letter.png", (40, 50, 200), 3)
+    colour_patch(tmp_path / "project/data/train/cat/1.png", (200, 50, 40), 1)
+    colour_patch(tmp_path / "elsewhere/scans/2.png", (200, 50, 40), 2)
+    colour_patch(tmp_path / "private/letter.png", (40, 50, 200), 3)
     (tmp_path / "project/data/linked").symlink_to(tmp_path / "elsewhere/scans")
     folder = tmp_path / "project/run"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The preprocessing rule against transformers' own image processors (Pillow backend), and the statistics of
+"""The preprocessing against transformers' own image processors (Pillow backend), and the statistics of
 augmentation.
 """
 

@@ -49,14 +49,14 @@ def ask(colour: str, names: list[str]) -> list[tuple[str, str, str]]:
 
 def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
     """VQA v2's files: images of one colour in train2014/ and, without annotations, val2014/."""
-    from conftest import COLOURS, picture
+    from conftest import COLOURS, colour_patch
 
     names = list(COLOURS)
     for split, count in (("train2014", per_colour), ("val2014", test // 3 or 1)):
         questions, annotations = [], []
         for image in range(count * 3):
             colour = names[image % 3]
-            picture(
+            colour_patch(
                 root / split / f"COCO_{split}_{image:012d}.jpg",
                 COLOURS[colour],
                 image + 1000 * (split == "val2014"),
@@ -89,7 +89,7 @@ def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
 
 
 def recipe(folder: Path, backbone: Path, **changes: str) -> Path:
-    """A recipe that these images can be learnt with: product head, everything trained."""
+    """A recipe that can learn these images: product head, full fine-tuning."""
     keys = {
         "task": "vqa",
         "backbone": str(backbone),
@@ -122,7 +122,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pat
     return root
 
 
-def test_it_learns_what_neither_picture_nor_question_alone_tells(learnt: Path) -> None:
+def test_it_learns_what_neither_image_nor_question_alone_tells(learnt: Path) -> None:
     record = json.loads((learnt / "run" / "run.json").read_text())
     floors = json.loads((learnt / "run" / "floors.json").read_text())
     assert record["best"]["value"] == 1.0
@@ -360,11 +360,11 @@ def test_an_answer_outside_the_kept_ones_is_wrong_and_said(
         f"val_accuracy {record['best']['value']:.4f}, the most frequent answer to the same question "
         f"{floor:.4f}"
     )
-    # Nothing was learnt at this rate, and it is said
+    # With this learning rate nothing was learnt; a warning says so
     assert below in told.err and "--set head.text_pooling=mean" in told.err
 
 
-def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(
+def test_a_image_is_decoded_once_for_its_questions_and_padding_is_per_batch(
     learnt: Path, tiny_backbone: Path, monkeypatch
 ) -> None:
     from pipeline.competition.layout import read_layout
@@ -415,7 +415,7 @@ def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
         assert counted == pytest.approx(really_saved(answerer.model, loss, count), rel=0.02)
 
 
-def test_a_bad_test_picture_still_has_its_rows(learnt: Path, tmp_path: Path, capsys) -> None:
+def test_a_bad_test_image_still_has_its_rows(learnt: Path, tmp_path: Path, capsys) -> None:
     import shutil
 
     shutil.copytree(learnt / "data", tmp_path / "data")
@@ -475,7 +475,7 @@ def test_recipes_that_cannot_work_are_refused(
         load_recipe(str(recipe(tmp_path, tiny_backbone, **changes)))
 
 
-def test_pictures_are_left_as_they_are_unless_a_recipe_asks(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_images_are_left_as_they_are_unless_a_recipe_asks(tiny_backbone: Path, tmp_path: Path) -> None:
     """Mirrored, "which side?" has another answer."""
     from pipeline.config import load_recipe
 

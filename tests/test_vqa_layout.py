@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import picture
+from conftest import assert_says, colour_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +58,7 @@ def split(root: Path, name: str, rows: Sequence[tuple], answered: bool, images: 
             {"annotations": [annotation(row[0], row[1], *row[3:]) for row in rows]},
         )
     for image in {row[1] for row in rows} if images else ():
-        picture(root / name / f"COCO_{name}_{image:012d}.jpg", (200, 50, 40), image, (8, 8))
+        colour_patch(root / name / f"COCO_{name}_{image:012d}.jpg", (200, 50, 40), image, (8, 8))
 
 
 @pytest.fixture
@@ -137,12 +137,9 @@ def test_the_sample_submission_gives_ids_and_order(vqa: Path) -> None:
 
 def test_a_sample_submission_of_other_questions(vqa: Path) -> None:
     (vqa / "sample_submission.csv").write_text("question_id,answer\n12,yes\n77,yes\n")
-    assert (
-        "1 of 2 ids without a question in v2_OpenEnded_mscoco_val2014_questions.json: '77' in row 3"
-        in refusal(vqa)
-    )
+    assert_says(refusal(vqa), "1 of 2 ids", QUESTIONS.format("val2014"), "'77' in row 3")
     (vqa / "sample_submission.csv").write_text("question_id,yes,no\n11,0,1\n12,0,1\n")
-    assert "one column for the answer is needed beside 'question_id', it has 'yes', 'no'" in refusal(vqa)
+    assert_says(refusal(vqa), "'question_id'", "'yes', 'no'")
 
 
 def test_training_alone_and_test_alone(tmp_path: Path) -> None:
@@ -151,8 +148,7 @@ def test_training_alone_and_test_alone(tmp_path: Path) -> None:
     assert len(competition.train) == 3 and competition.form is None
     assert "test: none found; needed for predictions only" in said(competition)
     message = refusal(tmp_path, need="test")
-    assert "every questions file has annotations; to predict train2014, hide its answers: mv" in message
-    assert f".{ANNOTATIONS.format('train2014')}" in message
+    assert_says(message, "annotations", "train2014", "mv ", f".{ANNOTATIONS.format('train2014')}")
     (tmp_path / ANNOTATIONS.format("train2014")).unlink()
     assert len(read_layout(tmp_path, need="test").test) == 3
     assert "no answers to train on: expected an annotations file" in refusal(tmp_path, need="train")
@@ -200,8 +196,8 @@ def test_other_names_and_folders(tmp_path: Path) -> None:
     ]
     save(tmp_path / "train_annotations.json", {"annotations": answers})
     for name in ("cat", "dog"):
-        picture(tmp_path / "images" / "train" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
-        picture(tmp_path / "images" / "test" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
+        colour_patch(tmp_path / "images" / "train" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
+        colour_patch(tmp_path / "images" / "test" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
     competition = read_layout(tmp_path, need="train")
     assert [(row.id, row.label, row.answers) for row in competition.train] == [
         ("q1", "yes", ("yes", "no", "yes")),
@@ -246,22 +242,20 @@ def test_a_number_of_thousands_of_digits_is_no_image(vqa: Path) -> None:
 def test_questions_without_their_image(vqa: Path) -> None:
     (vqa / "train2014/COCO_train2014_000000000001.jpg").unlink()
     message = refusal(vqa, need="train")
-    assert (
-        "2 of 3 questions without an image: '1' of question_id 11 (entry 1), '1' of question_id 12 (entry 2)"
-        in message
+    assert_says(
+        message, "2 of 3 questions", "'1' of question_id 11 (entry 1), '1' of question_id 12 (entry 2)"
     )
     assert "--set data.skip_bad_images=true" in message
     competition = read_layout(vqa, need="train", skip_bad_images=True)
     assert [row.id for row in competition.train] == ["21"]
     assert "2 questions left out: " in said(competition)
     (vqa / "val2014/COCO_val2014_000000000003.jpg").unlink()
-    assert "1 of 2 questions without an image: '3' of question_id 12 (entry 2)" in refusal(
-        vqa, need="test", skip_bad_images=True
-    )
+    message = refusal(vqa, need="test", skip_bad_images=True)
+    assert_says(message, "1 of 2 questions", "'3' of question_id 12 (entry 2)")
 
 
 def test_images_that_are_absent_packed_or_ambiguous(vqa: Path) -> None:
-    picture(vqa / "train2014" / "copy_1.jpg", (0, 0, 0), 1, (8, 8))
+    colour_patch(vqa / "train2014" / "copy_1.jpg", (0, 0, 0), 1, (8, 8))
     assert (
         "entry 1: '1' may be train2014/COCO_train2014_000000000001.jpg or train2014/copy_1.jpg: keep one"
         in refusal(vqa)
@@ -281,10 +275,7 @@ def test_images_that_are_absent_packed_or_ambiguous(vqa: Path) -> None:
 def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:
     name = ANNOTATIONS.format("train2014")
     damage(vqa, name, "annotations", lambda rows: rows.append(annotation(99, 1, "yes")))
-    assert (
-        "1 of 4 annotations without a question: question_id 99; take them out, or add the questions"
-        in refusal(vqa)
-    )
+    assert_says(refusal(vqa), "1 of 4 annotations without a question", "question_id 99")
     damage(vqa, name, "annotations", lambda rows: rows.pop() and rows[0].update(image_id=7))
     assert "question_id 11: about image_id 1 (entry 1), annotated for 7" in refusal(vqa)
     damage(vqa, name, "annotations", lambda rows: rows.pop(0))
@@ -371,7 +362,7 @@ def test_two_files_of_one_split(vqa: Path) -> None:
 
 def table_kind(root: Path, train: str, test: str = "image,question\nc.jpg,Is it?\n") -> Path:
     for name in ("a", "b", "c"):
-        picture(root / "images" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
+        colour_patch(root / "images" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
     (root / "train.csv").write_text(train, encoding="utf-8")
     (root / "test.csv").write_text(test, encoding="utf-8")
     return root
@@ -424,10 +415,7 @@ def test_columns_named_by_the_user(tmp_path: Path) -> None:
         "pic,question,short,long\na,Is it?,yes,yes it is\nb,Is it?,no,it is not\n",
         "pic,question\nc,Is it?\n",
     )
-    assert (
-        "there is no answer column; its columns: 'pic', 'question', 'short', 'long'; --set "
-        "data.label_column=NAME" in refusal(root)
-    )
+    assert_says(refusal(root), "'pic', 'question', 'short', 'long'", "--set data.label_column=NAME")
     competition = read_layout(root, id_column="pic", label_column="short")
     assert [row.label for row in competition.train] == ["yes", "no"]
 
@@ -444,7 +432,7 @@ def test_broken_tables(tmp_path: Path) -> None:
     ):
         assert line in message
     (tmp_path / "train.csv").write_text("image,question,answer\nz.jpg,Is it?,yes\nb,Is it?,no\n")
-    assert "1 of 2 questions without an image: 'z.jpg' of question_id 1 (row 2)" in refusal(tmp_path)
+    assert_says(refusal(tmp_path), "1 of 2 questions without an image", "'z.jpg' of question_id 1 (row 2)")
     (tmp_path / "train.csv").write_text("image,question,question,answer\n")
     assert "the column name 'question' occurs 2 times" in refusal(tmp_path)
 
@@ -507,7 +495,7 @@ def test_any_entries_are_understood_or_refused_in_words(
     tmp_path_factory: Any, questions: list, annotations: list
 ) -> None:
     root = tmp_path_factory.mktemp("vqa")
-    picture(root / "train2014" / "COCO_train2014_000000000001.jpg", (0, 0, 0), 1, (4, 4))
+    colour_patch(root / "train2014" / "COCO_train2014_000000000001.jpg", (0, 0, 0), 1, (4, 4))
     (root / QUESTIONS.format("train2014")).write_text(json.dumps({"questions": questions}))
     (root / ANNOTATIONS.format("train2014")).write_text(json.dumps({"annotations": annotations}))
     understood_or_refused(root)

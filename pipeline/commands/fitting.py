@@ -273,7 +273,7 @@ def finish(
         if task.num_val
         else f"no validation rows: {kept_words(recorder.keep, last.best_epoch)} is kept"
     )
-    beside = [f"{baseline.words}: {baseline.value:.4f}"] if baseline else []
+    beside = [f"constant guess {baseline.words}: {baseline.value:.4f}"] if baseline else []
     if floor := started_with.get("floor"):
         beside.append(f"{floor['words']}: {floor['value']:.4f} in {human_time(floor['seconds'])}")
     best += f" ({'; '.join(beside)})" if beside else ""

@@ -146,7 +146,7 @@ def prepare(
     image_fraction: float = 1.0,
     other_answers: Literal["wrong", "drop"] = "wrong",
     split_by: Literal["image", "question"] = "image",
-    former: Sequence[tuple[str, str, str]] | None = None,
+    resumed_rows: Sequence[tuple[str, str, str]] | None = None,
     answers: Sequence[str] = (),
 ) -> Prepared:
     """Sample the images, choose the answer classes, and split the rows.
@@ -155,14 +155,14 @@ def prepare(
 
     `other_answers="wrong"`: answers are counted on the training rows; validation rows with another answer
     stay and count as wrong. "drop": answers are counted before the split, and rows with other answers are
-    removed from both parts. A resumed run passes `former` rows (id, label, train or val), which keep their
-    part, and its `answers`; new rows are left out.
+    removed from both parts. A resumed run passes its `resumed_rows` (id, label, train or val), which keep
+    their part, and its `answers`; new rows are left out.
 
     Raises:
         UserError: no rows are left for training, or there are fewer than two answers.
     """
-    if former is not None:
-        return _prepare_again(rows, former, answers)
+    if resumed_rows is not None:
+        return _prepare_again(rows, resumed_rows, answers)
     rows, notes = _sampled(rows, image_fraction, seed)
     total = len(rows)
     classes = _Classes(rows, top_answers) if other_answers == "drop" else None
@@ -272,12 +272,12 @@ def _unit(row: Row, by: str) -> tuple[Path | str, str]:
 
 
 def _prepare_again(
-    rows: Sequence[Row], former: Sequence[tuple[str, str, str]], answers: Sequence[str]
+    rows: Sequence[Row], resumed_rows: Sequence[tuple[str, str, str]], answers: Sequence[str]
 ) -> Prepared:
     indices = {clean_answer(answer): index for index, answer in enumerate(answers)}
     row_of = {row.id: row for row in rows}
     train, val = (
-        [row_of[row_id] for row_id, _, split in former if split == part and row_id in row_of]
+        [row_of[row_id] for row_id, _, split in resumed_rows if split == part and row_id in row_of]
         for part in ("train", "val")
     )
     kept = [row for row in train if clean_answer(row.label or "") in indices]

@@ -58,19 +58,19 @@ def train_val_split(
 
 
 def kept_split(
-    ids: Sequence[str], former: Sequence[tuple[str, str, str]]
+    ids: Sequence[str], resumed_rows: Sequence[tuple[str, str, str]]
 ) -> tuple[list[int], list[int], str]:
     """Return the split of a resumed run, in the form of `train_val_split`.
 
-    `former`: rows (id, label, train or val) of the run, which keep part and order. New rows are appended to
-    training.
+    `resumed_rows`: rows (id, label, train or val) of the run, which keep part and order. New rows are
+    appended to training.
     """
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     train, val = (
-        [row_of[row_id] for row_id, _, split in former if split == wanted and row_id in row_of]
+        [row_of[row_id] for row_id, _, split in resumed_rows if split == wanted and row_id in row_of]
         for wanted in ("train", "val")
     )
-    known = {row_id for row_id, _, _ in former}
+    known = {row_id for row_id, _, _ in resumed_rows}
     train += [row for row, row_id in enumerate(ids) if row_id not in known]
     return (
         train,

@@ -57,8 +57,8 @@ def load_backbone(
 
     The head is kept when the checkpoint's classes are exactly `class_names`; otherwise it is new (drawn from
     torch's generator). A checkpoint whose other weights do not all fit, key by key, is refused. `drop_path`
-    replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382). `other_sizes`: image
-    sizes at which it must run too.
+    replaces the config's probability of stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+    `other_sizes`: image sizes at which it must run too.
 
     Raises:
         UserError: no such checkpoint, hub unreachable, unsafe or damaged weights, missing or unexpected

@@ -71,9 +71,8 @@ class ClassificationTask:
         train = corrections.applied(train)
         self.class_names = target.names
         self.model, self.rule = classifier.model, classifier.rule
-        # What is known of the classes (prior, counts, baseline) comes from labelled rows: test images with
-        # the most probable class of a model do not change the shares of the classes that its probabilities
-        # stand for.
+        # Prior, counts and baseline are computed from labelled rows only: pseudo-labelled test images must
+        # not change the class frequencies.
         self.pseudo, self.labelled_rows = pseudo, train
         labelled = [row.label for row in train]
         train = [*train, *pseudo.rows]

@@ -38,7 +38,7 @@ class ImageClassifier:
     model: nn.Module
     rule: Preprocessing
     extra: dict[str, Any]  # forward arguments beside pixel_values
-    # The same for images of another size than the rule's
+    # The same for images of another size than that of the preprocessing
     extra_at_other_sizes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

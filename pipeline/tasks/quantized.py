@@ -1,6 +1,7 @@
-"""The model in 8 bits of a run folder (`--engine openvino-int8`): is it there, whole, and of these weights.
+"""Keep a run's 8-bit model (`--engine openvino-int8`), and check that it is complete and of these weights.
 
-`openvino-int8/` holds model.xml, model.bin and made_of.json: what made it, and how far it is from torch.
+`openvino-int8/` holds model.xml, model.bin and made_of.json: how it was made, and how much its
+predictions differ from torch's.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def required(run: Run) -> dict[str, Any]:
     made = read_made_of(run)
     if made is None:
         raise UserError(
-            f"{run.path / INT8_DIR} holds no whole model in 8 bits of these weights: "
+            f"{run.path / INT8_DIR} holds no complete 8-bit model of these weights: "
             f"`python inference.py --engine openvino-int8 --model {run.path}` makes it, where the "
             "training images are"
         )

@@ -49,7 +49,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         image_fraction=data.image_fraction,
         other_answers=data.other_answers,
         split_by=data.split_by,
-        former=resumed_run.rows if resumed_run else None,
+        resumed_rows=resumed_run.rows if resumed_run else None,
         answers=resumed_run.start["class_names"] if resumed_run else (),
     )
     if resumed_run is not None:

@@ -96,7 +96,7 @@ def fit(
         keep_last=keep_last,
     )
     position = loop.position
-    # Before the first state is saved: another program may stop the run once it sees one
+    # Handle signals before the first state is saved: from then on another program may stop the run
     with stop_requests(loop.request_stop):
         if state is None:
             loop.save()  # so a resumed run never depends on files of a first, unfinished epoch
@@ -132,13 +132,13 @@ def fit(
             loop.save()
         if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
             loop.prepare(prepare)
-        loop.cook(on_soup)
+        loop.make_soup(on_soup)
     return position
 
 
 @dataclass
 class _Loop:
-    """`fit` while it runs. `kept`: everything of it that is saved; the rest can be set up again."""
+    """The variables and steps of `fit`. `kept` is saved in states; the rest is set up again on resume."""
 
     task: Task
     schedule: dict[str, Any]
@@ -168,8 +168,8 @@ class _Loop:
         """Set the clock and the sums for this epoch."""
         position = self.position
         self.epoch_started = time.perf_counter() - position.seconds
-        # On the device, and not reset within an epoch: so reading them does not change the order of
-        # additions.
+        # The sums stay on the device and are not reset within an epoch. So the order of additions, and the
+        # rounding, does not depend on when they are read.
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
         self.sums = torch.tensor(
             [position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device
@@ -215,13 +215,13 @@ class _Loop:
         ) as bar:
             while position.row < self.task.num_train:
                 try:
-                    self.pass_rows(bar)
+                    self.run_turns(bar)
                 except torch.OutOfMemoryError as error:
                     self.halve_micro_batch(error)
                     bar.n = position.row
 
-    def pass_rows(self, bar: tqdm) -> None:
-        """Run the loop over turns, to the end of the epoch."""
+    def run_turns(self, bar: tqdm) -> None:
+        """Process the rest of the epoch's rows, turn by turn: backward passes, optimizer steps, states."""
         position, task, processes = self.position, self.task, self.processes
         group_size = self.schedule["effective_batch_size"]
         cutting = self.micro_batch_size, group_size
@@ -233,9 +233,11 @@ class _Loop:
             completes = turn[-1].stop == group_end
             failure, sums = None, torch.zeros_like(self.sums)
             self.gradients.begin(completes)
-            # 1. Add the gradients of this process's micro-batch; a smaller last turn has none for some
+            # 1. Forward and backward pass of this process's micro-batch. The last turn of a group may have
+            #    fewer micro-batches than processes: then some processes have nothing to compute.
             try:
-                if processes.rank < len(turn) or processes.shares_out:  # then the batch may have no rows
+                # With sharded weights every process must compute, if need be a batch of no rows
+                if processes.rank < len(turn) or processes.shares_out:
                     own = turn[min(processes.rank, len(turn) - 1)]
                     sums = self.pass_micro_batch(next(batches), own.start, group_end)
             except Exception as error:
@@ -247,7 +249,7 @@ class _Loop:
             due, refresh = now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
             wishes = not self.goes_on(), due, refresh
             stop, due, refresh = processes.agree(failure, wishes)  # raises a failure in all processes
-            # 3. Add up over processes, in their order, so that the sums are the same in each of them
+            # 3. Add up gradients, losses and scores in the order of processes: then all have the same bits
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
                 self.sums += part
@@ -255,7 +257,8 @@ class _Loop:
             position.row = turn[-1].stop
             if completes:
                 self.optimizer_step()
-            # 4. Save or stop, but not where each process holds another part of an open group's gradients
+            # 4. Save or stop. `reduced` gradients of an open group cannot be saved, because each process has
+            #    its own sum: wait until the group is complete.
             stop, due = (wish and (self.gradients.whole or completes) for wish in (stop, due))
             if refresh or stop or due or position.row == task.num_train:
                 refreshed = now
@@ -406,10 +409,10 @@ class _Loop:
             position.best_epoch, position.best_value = metrics["epoch"], value
         return is_best
 
-    def cook(self, on_soup: Callable[[Soup], None]) -> None:
-        """Make the soup if the recipe asks for it.
+    def make_soup(self, on_soup: Callable[[Soup], None]) -> None:
+        """Average the weights of the best epochs (a "soup") if the recipe asks for it.
 
-        If it is more than the best epoch, put it into the model for `on_soup`.
+        If the mean of several epochs scores best, it is in the model while `on_soup` is called.
 
         Raises:
             Interrupted: a stop was requested; the state of the last epoch is saved.

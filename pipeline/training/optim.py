@@ -76,7 +76,7 @@ def build_optimizer(
     import torch
 
     named = [(name, weight) for name, weight in named_parameters if weight.requires_grad]
-    scales = rate_scales([name for name, _ in named], recipe, head)
+    scales = lr_scales([name for name, _ in named], recipe, head)
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, weight in named:
         # The head has its own group, as in states of earlier versions: saved moments are matched to weights
@@ -97,7 +97,7 @@ def build_optimizer(
     return kind(options, lr=lr, fused=True)
 
 
-def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, float]:
+def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, float]:
     """Return the learning rate of each parameter divided by the schedule's.
 
     `names`: in the order of the model; `head`: the head's dotted name. The head has `optimizer.head_lr`, B

@@ -114,7 +114,7 @@ def _fill(
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
                 rows, output = computing.popleft()
-                # Fewer where weights are shared out: a batch of no rows
+                # With sharded weights a batch may have an image but no rows
                 result[rows] = output[: len(rows)].float().cpu().numpy()
                 np.add.at(times_filled, rows, 1)
                 bar.update(len(rows))

@@ -57,7 +57,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    # Each holds a part of the weights, see `pipeline.training.sharding`: every pass needs all of them
+    # The weights are sharded (see `pipeline.training.sharding`), so every pass needs all processes
     shares_out: bool = False
 
     @property
@@ -80,13 +80,13 @@ class Processes:
 
         If one process has a `failure`, all raise it.
 
-        Where weights are shared out, a process that fails in a pass raises at once: the others wait for it in
-        that pass, and see it end.
+        With sharded weights a process that fails inside a pass raises at once: the others wait in that
+        pass, and notice when this process ends.
 
         Raises:
             Exception: `failure`, of this process or of another one.
         """
-        # Which is found before the pass
+        # A lost image is found before the pass, so all processes can still agree on it
         if failure is not None and self.shares_out and not isinstance(failure, LostImage):
             raise _other_ended() if _is_closed(failure) else failure
         if self.count == 1:
@@ -181,12 +181,12 @@ def together() -> Iterator[None]:
 
 
 def share_out(processes: Processes) -> Processes:
-    """Return `processes` that each hold a part of the weights.
+    """Return `processes`, marked as holding sharded weights.
 
-    Their connections stay open as long as a model has such weights.
+    Their connections stay open as long as the model exists.
     """
     if not _shared_out:
-        atexit.register(part)  # an end without it may wait for ever
+        atexit.register(part)  # without this the program may never end
     _shared_out.append(True)
     return replace(processes, shares_out=True)
 
@@ -325,13 +325,13 @@ def _tell_first(words: str) -> float:
     with suppress(RuntimeError):
         _store().set(f"failed/{ranks.rank()}", f"{ranks.place()}: {words.removeprefix('error: ')}")
         part()
-        # Weights that are shared out keep them open until this process ends
+        # Sharded weights keep the connections open until this process ends
         return 0.0 if _shared_out else ranks.TOLD_SECONDS
     return ranks.SAME_REASON_SECONDS
 
 
 def _is_closed(error: Exception) -> bool:
-    """Whether `error` is what `torch.distributed` raises where a connection was closed."""
+    """Return True for the error that `torch.distributed` raises when a connection was closed."""
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 

@@ -1,10 +1,11 @@
-"""Weights, gradients and optimizer states shared out to several processes, each holding a part: FSDP2,
-`torch.distributed.fsdp.fully_shard`.
+"""Shard weights, gradients and optimizer state: each process holds only a part (FSDP2,
+`torch.distributed.fsdp.fully_shard`).
 
-Before a block is computed its weights come together in every process, and afterwards each keeps its part
-again; gradients are added up, and each process keeps its part of the sum. So every process takes part in
-every pass. One without a micro-batch in a turn passes a batch of no rows (`Turns`), which weighs nothing.
-What is saved are whole tensors: a run goes on at any number of processes, shared out or not.
+Before a block is computed, its weights are gathered in every process; afterwards each process keeps only its
+part. Gradients are summed over processes, and each keeps its part of the sum. So every process must take part
+in every pass. A process without a micro-batch in a turn computes one image without a row (`Turns`), which
+adds nothing to the sum. Saved tensors are whole, so any number of processes can continue, with or without
+sharding.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from pipeline.training.processes import Processes, exchangeable, share_out
 
 
 def is_shared_out(recipe: Recipe, processes: Processes) -> bool:
-    """Whether the recipe asks for it, and there are processes to share with."""
+    """Return True if the recipe asks for sharding and there are several processes."""
     return recipe.shard and processes.count > 1
 
 
 def check_sharding(model: nn.Module, compute: Compute, floor: bool) -> None:
-    """Nothing, where the weights of `model` can be shared out here. `floor`: --floor is given.
+    """Check that the weights of `model` can be sharded here. `floor`: --floor is given.
 
     Raises:
-        UserError: they cannot; each reason is named.
+        UserError: they cannot; the message lists every reason.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -55,17 +56,16 @@ def check_sharding(model: nn.Module, compute: Compute, floor: bool) -> None:
             f"{compute.device_name()}"
         )
     if not blocks_of(model):
-        problems.append(
-            f"{type(model).__name__} has no blocks whose weights could come together one after the other"
-        )
+        problems.append(f"{type(model).__name__} has no blocks that could be gathered one after the other")
     if floor:
         problems.append("--floor: expected without it; a run without sharding computes it")
-    raise_all(problems, "the weights cannot be shared out; --set shard=false trains without, or change this:")
+    raise_all(problems, "the weights cannot be sharded; train with --set shard=false, or change this:")
 
 
 def shard(model: nn.Module, compute: Compute) -> Compute:
-    """Let each process hold its part of `model`, on its device; `compute` from now on. All processes take
-    part.
+    """Shard `model`: each process keeps its part, on its device. Return the new `compute`.
+
+    All processes must call it.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -74,15 +74,15 @@ def shard(model: nn.Module, compute: Compute) -> Compute:
     for module in [*blocks_of(model), model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # a sum: each micro-batch has its share of the group already
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        module.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
     return replace(compute, processes=share_out(compute.processes))
 
 
 def memory_of_a_part(memory: Memory, model: nn.Module, count: int) -> Memory:
-    """What one of `count` processes holds, of the `memory` of a process that holds all of `model`.
+    """Return the memory of one of `count` processes, from the `memory` of a process with the whole `model`.
 
-    Besides its part there are the weights and gradients that have come together: what is outside of the
-    blocks, a block and the next.
+    Besides its part, a process holds gathered weights and gradients: all parameters outside of the blocks,
+    one block, and the next one.
     """
     blocks = [sum(weight.nbytes for weight in block.parameters()) for block in blocks_of(model)]
     together = sum(weight.nbytes for weight in model.parameters()) - sum(blocks) + 2 * max(blocks)
@@ -93,14 +93,12 @@ def memory_of_a_part(memory: Memory, model: nn.Module, count: int) -> Memory:
 
 
 class Turns:
-    """A task whose weights are shared out: each turn has a batch for every process. All else is the
-    task's.
-    """
+    """A task with sharded weights: in each turn every process gets a batch. The rest is unchanged."""
 
     def __init__(self, task: Task, processes: Processes) -> None:
         self.task, self.processes = task, processes
         first = next(iter(task.train_batches(0, 0, 1, task.num_train)))
-        # One image, so that there is something to compute, and no row that it is of
+        # One image to compute, without a row number, so its result is used nowhere
         self.no_rows = {**first, "row": first["row"][:0]}
 
     def __getattr__(self, name: str) -> Any:
@@ -109,14 +107,14 @@ class Turns:
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """The task's; in a turn without one of this process a batch of no rows."""
+        """Yield the task's batches, and a batch of no rows in turns in which this process has none."""
         turns = cut_turns(self.task.num_train, micro_batch_size, group_size, start, share[1])
         return self._in_every_turn(
             self.task.train_batches(epoch, start, micro_batch_size, group_size, share), turns, share
         )
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The task's; in a turn without one of this process a batch of no rows."""
+        """Yield the task's batches, and a batch of no rows in turns in which this process has none."""
         turns = cut_turns(self.task.num_val, batch_size, self.task.num_val, 0, share[1])
         return self._in_every_turn(self.task.val_batches(batch_size, share), turns, share)
 
@@ -132,7 +130,7 @@ class Turns:
             except Exception as error:
                 failure = error
             if share != ALL:
-                # Before the pass, in which nobody can say that it has nothing to pass
+                # Before the pass: a process that fails inside it would leave the others waiting
                 self.processes.agree(failure)
             elif failure is not None:
                 raise failure
@@ -140,10 +138,9 @@ class Turns:
 
 
 def whole(value: Any) -> Any:
-    """The whole of a tensor of which this process holds a part, in the host's memory, for the first process;
-    for the others nothing (0,).
+    """Return a sharded tensor as one whole CPU tensor in the first process; in the others an empty one (0,).
 
-    All processes take part. What is no part of a tensor stays as it is.
+    All processes must call it. Other values are returned unchanged.
     """
     if not hasattr(value, "full_tensor"):
         return value
@@ -152,7 +149,7 @@ def whole(value: Any) -> Any:
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state, as `whole` as its weights."""
+    """Return the optimizer's state with whole tensors (see `whole`)."""
     state = optimizer.state_dict()
     return state | {
         "state": {
@@ -163,7 +160,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def part_of(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a whole `tensor`, where it holds a part of `weight`; else all of it."""
+    """Return this process's part of a whole `tensor`, if `weight` is sharded; else all of it."""
     if not hasattr(weight, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -174,7 +171,7 @@ def part_of(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What this process holds of the whole `state` of `optimizer`."""
+    """Return this process's part of the whole `state` of `optimizer`."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def part(number: int, value: Any) -> Any:
@@ -190,8 +187,9 @@ def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
 
 @contextmanager
 def whole_in_place(model: nn.Module, processes: Processes) -> Iterator[None]:
-    """Inside the block `model.state_dict()` of the first process has the whole weights. All processes take
-    part.
+    """Within the block `model.state_dict()` of the first process holds the whole weights.
+
+    All processes must enter it.
     """
     if not processes.shares_out:
         yield
