@@ -36,7 +36,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.checkpoint_config import DEFAULT_RULES
+from pipeline.models.checkpoint_config import DEFAULT_PREPROCESSING
 
 NAMES = ("blue", "green", "red")
 OWN_NAMES = tuple(f"LABEL_{index}" for index in range(5))  # what the tiny backbone was saved with
@@ -292,7 +292,7 @@ def test_the_rule_without_a_file_is_the_architectures(tiny_backbone: Path) -> No
     assert load_backbone(str(tiny_backbone), NAMES, image_size=64).preprocessing == Preprocessing(
         64, 64, resample=2
     )
-    assert set(DEFAULT_RULES) >= {"beit", "vit", "swin", "swinv2"}
+    assert set(DEFAULT_PREPROCESSING) >= {"beit", "vit", "swin", "swinv2"}
 
 
 def test_save_and_load_again_with_plain_transformers(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def by_pillow(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
     """The same pixels and crops from Pillow's decoder and torchvision's draws alone, as this project made
     them before it had others.
     """
-    rule, config = dataset.rule, dataset.crop.config
+    rule, config = dataset.preprocessing, dataset.crop.config
     with Image.open(dataset.paths[row]) as image:
         sideways = image.getexif().get(ORIENTATION, 1) >= 5
         size = image.size[::-1] if sideways else image.size

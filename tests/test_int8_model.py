@@ -75,7 +75,9 @@ def test_the_kept_model_predicts_and_is_shipped_without_nncf(
     classifier = rebuild(run, run.target.num_outputs)
     head = [weight for name, weight in classifier.model.named_parameters() if name.endswith("bias")][-1]
     head.data += torch.tensor([*[0.0] * (len(head) - 1), 50.0])
-    converted = convert(classifier.model, classifier.extra, (classifier.rule.height, classifier.rule.width))
+    converted = convert(
+        classifier.model, classifier.extra, (classifier.preprocessing.height, classifier.preprocessing.width)
+    )
     calibration = {"images": 1, "seed": 0, "of": "abc"}
     keep_quantized(
         run, converted, {"versions": {"nncf": "3"}, "calibration": calibration, "validation": None}

@@ -22,7 +22,7 @@ from pipeline.data.intensity import (
     KEY,
     OWN_RANGES,
     Intensity,
-    deep_images_without_rule,
+    deep_images_without_range,
     find_intensity,
     stored_intensity,
 )
@@ -294,9 +294,9 @@ def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rul
 def test_a_model_without_a_rule_says_what_it_does_with_deep_images(tmp_path: Path) -> None:
     deep, plain = write(tmp_path / "a.png", np.full((8, 8), 999, np.uint16)), tmp_path / "b.png"
     Image.new("RGB", (8, 8)).save(plain)
-    assert "0 is black and 65,535 white" in deep_images_without_rule([plain, deep], None)
-    assert deep_images_without_rule([plain], None) is None
-    assert deep_images_without_rule([deep], OWN_RANGES) is None
+    assert "0 is black and 65,535 white" in deep_images_without_range([plain, deep], None)
+    assert deep_images_without_range([plain], None) is None
+    assert deep_images_without_range([deep], OWN_RANGES) is None
 
 
 def test_transformers_reads_the_file_with_the_rule_in_it(tmp_path: Path) -> None:

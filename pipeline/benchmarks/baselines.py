@@ -193,10 +193,10 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
         BeitConfig(**SIZES[size], **shape, **names, drop_path_rate=0.0)
     ).save_pretrained(model_dir)
     image_size = SIZES[size]["image_size"]
-    rule = Preprocessing(image_size, image_size, resample=2)
-    rule.save(model_dir)
+    preprocessing = Preprocessing(image_size, image_size, resample=2)
+    preprocessing.save(model_dir)
     paths = make_images(folder / "train", images, 500)
-    rows = [ImageDataset(paths, None, rule)[0, row]["pixels"] for row in range(images)]
+    rows = [ImageDataset(paths, None, preprocessing)[0, row]["pixels"] for row in range(images)]
     labels = torch.tensor([int(path.parent.name.removeprefix("class_")) for path in paths])
     return Work(
         folder,

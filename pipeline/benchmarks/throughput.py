@@ -141,15 +141,17 @@ def _input_round(
     from pipeline.data.transforms import Preprocessing
     from pipeline.recipe_sections import Augmentation
 
-    rule = Preprocessing(work.image_size, work.image_size, resample=2)
-    cache = ImageCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)
-    plain, kept = (ImageDataset(paths, None, rule, Augmentation(), cache=where) for where in (None, cache))
+    preprocessing = Preprocessing(work.image_size, work.image_size, resample=2)
+    cache = ImageCache(folder / f"cache {number}", 10**10, paths, Augmentation(), preprocessing)
+    plain, kept = (
+        ImageDataset(paths, None, preprocessing, Augmentation(), cache=where) for where in (None, cache)
+    )
 
     def ours(dataset: ImageDataset, epoch: int) -> None:
         for batch in make_loader(
             dataset, cut(epoch_order(len(paths), 0, epoch), work.batch_size, work.batch_size), epoch
         ):
-            rule.normalize(batch["pixels"])
+            preprocessing.normalize(batch["pixels"])
 
     def check_and_first_epoch() -> None:
         find_bad(paths, cache.check)

@@ -172,7 +172,7 @@ class Bench:
         recipe = at_size(self.recipe, size)
         rows = list(self.competition.train)
         cost = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
-        side = cost.build.task.rule.height
+        side = cost.build.task.preprocessing.height
         self.own_size = self.own_size or side
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])

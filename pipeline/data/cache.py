@@ -59,11 +59,11 @@ class ImageCache:
         limit_bytes: int,
         paths: Sequence[Path],
         augmentation: Augmentation,
-        rule: Preprocessing,
+        preprocessing: Preprocessing,
     ) -> None:
         self.folder, self.limit_bytes = Path(folder), limit_bytes
         self.paths = {path: number for number, path in enumerate(dict.fromkeys(map(os.path.abspath, paths)))}
-        self.crop, self.intensity = random_crop(augmentation, rule), rule.intensity
+        self.crop, self.intensity = random_crop(augmentation, preprocessing), preprocessing.intensity
         self.folder.mkdir(parents=True, exist_ok=True)
         self.used = Value("q", self._make_room())
         # Mark of the checked file of each path
@@ -277,7 +277,7 @@ def cache_folder() -> Path:
 
 
 def open_cache(
-    cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing
+    cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, preprocessing: Preprocessing
 ) -> ImageCache | None:
     """Return the cache for recipe key `data.cache_gb`, see `ImageCache`; None when that is 0.
 
@@ -287,7 +287,7 @@ def open_cache(
     if not cache_gb:
         return None
     try:
-        return ImageCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, rule)
+        return ImageCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, preprocessing)
     except OSError as error:
         raise UserError(
             f"data.cache_gb={cache_gb}: {cache_folder()} cannot be used ({error}); set XDG_CACHE_HOME, or "

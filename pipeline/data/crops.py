@@ -60,8 +60,8 @@ class RandomCrop:
     `draw` needs only the size of the image, `cut` needs a decoded image.
     """
 
-    def __init__(self, config: Augmentation, rule: Preprocessing) -> None:
-        self.config, self.rule = config, rule
+    def __init__(self, config: Augmentation, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
         self.log_ratio = torch.log(torch.tensor(config.crop_ratio)).tolist()
 
     def draw(self, size: tuple[int, int], generator: torch.Generator) -> Crop:
@@ -104,12 +104,12 @@ class RandomCrop:
         """Return how often an image may be halved so that the crop is still at least as large as the
         model's input.
         """
-        return _halvings(min(crop.width / self.rule.width, crop.height / self.rule.height))
+        return _halvings(min(crop.width / self.preprocessing.width, crop.height / self.preprocessing.height))
 
     def level_for_any(self, size: tuple[int, int]) -> int:
         """Return the same for the smallest crop that an image of `size` can get, assumed to be a square."""
         smallest = math.sqrt(self.config.crop_scale[0] * size[0] * size[1])
-        return _halvings(smallest / max(self.rule.width, self.rule.height))
+        return _halvings(smallest / max(self.preprocessing.width, self.preprocessing.height))
 
     def cut(self, image: DecodedImage, crop: Crop) -> torch.Tensor:
         """Return `crop` of a `image` that was decoded at any level: (3, H, W) uint8 at the size of the
@@ -123,27 +123,35 @@ class RandomCrop:
         left, right = (round(edge * wide / size[0]) for edge in (crop.left, crop.left + crop.width))
         top, bottom = (round(edge * high / size[1]) for edge in (crop.top, crop.top + crop.height))
         patch = image.rows(top, bottom)[:, left:right]
-        rule = self.rule
-        if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
+        preprocessing = self.preprocessing
+        if (
+            max(size) > max(preprocessing.width, preprocessing.height)
+            and preprocessing.resample in TORCH_FILTERS
+        ):
             # Numpy copies several times faster than torch's resize
             pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)
             pixels = F.interpolate(
-                pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True
+                pixels,
+                (preprocessing.height, preprocessing.width),
+                mode=TORCH_FILTERS[preprocessing.resample],
+                antialias=True,
             )[0]
         else:  # a small image: Pillow's filter, as in evaluation
             pixels = to_tensor(
-                Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample)
+                Image.fromarray(np.ascontiguousarray(patch)).resize(
+                    (preprocessing.width, preprocessing.height), preprocessing.resample
+                )
             )
         return pixels.flip(-1) if crop.mirrored else pixels
 
 
-def random_crop(config: Augmentation | None, rule: Preprocessing) -> RandomCrop | None:
+def random_crop(config: Augmentation | None, preprocessing: Preprocessing) -> RandomCrop | None:
     """Return the crop of an augmentation that starts with one.
 
     None for other augmentations, which need the whole image at its full size.
     """
     if config and config.random_resized_crop and not config.rotation_degrees:
-        return RandomCrop(config, rule)
+        return RandomCrop(config, preprocessing)
     return None
 
 

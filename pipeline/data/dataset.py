@@ -53,7 +53,7 @@ class ImageDataset(Dataset):
         self,
         paths: Sequence[Path],
         labels: Sequence[int] | None,
-        rule: Preprocessing,
+        preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
@@ -61,10 +61,10 @@ class ImageDataset(Dataset):
     ) -> None:
         self.paths = [str(path) for path in paths]
         self.labels = labels
-        self.rule = rule
+        self.preprocessing = preprocessing
         self.cache = cache
-        self.augment = augmenter(augmentation, rule) if augmentation else None
-        self.crop = random_crop(augmentation, rule)
+        self.augment = augmenter(augmentation, preprocessing) if augmentation else None
+        self.crop = random_crop(augmentation, preprocessing)
         self.policy = policy(augmentation) if augmentation else None
         self.erasing = augmentation.erasing if augmentation else 0.0
         self.mixing = mixing
@@ -83,7 +83,7 @@ class ImageDataset(Dataset):
         }
         if self.erasing:
             with _drawing(self._seed(epoch, number, ERASING)):
-                item["erased"] = erased_box(self.erasing, self.rule.height, self.rule.width)
+                item["erased"] = erased_box(self.erasing, self.preprocessing.height, self.preprocessing.width)
         mix = None
         if self.mixing is not None:
             mix = self.mixing.draw(np.random.default_rng((self.seed, epoch, number, MIXING)))
@@ -98,7 +98,9 @@ class ImageDataset(Dataset):
                 item["row"] = row
         except BadImage:
             item |= {
-                "pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8),
+                "pixels": torch.zeros(
+                    3, self.preprocessing.height, self.preprocessing.width, dtype=torch.uint8
+                ),
                 "bad": True,
             }
         return item
@@ -117,13 +119,15 @@ class ImageDataset(Dataset):
         path = self.paths[number % len(self)]
         if self.augment is None:
             with opened(path) as image:
-                return to_tensor(self.rule.resize(load(image, intensity=self.rule.intensity)))
+                return to_tensor(
+                    self.preprocessing.resize(load(image, intensity=self.preprocessing.intensity))
+                )
         if self.crop is not None:
             return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, number)))
         if self.cache is not None:
             return self._augmented(_image(self.cache.image(path)), epoch, number)
         with opened(path) as image:
-            return self._augmented(load(image, intensity=self.rule.intensity), epoch, number)
+            return self._augmented(load(image, intensity=self.preprocessing.intensity), epoch, number)
 
     def _augmented(self, image: Image.Image, epoch: int, number: int) -> torch.Tensor:
         with _drawing(self._seed(epoch, number)):
@@ -138,7 +142,7 @@ class ImageDataset(Dataset):
             return self.crop.cut(decoded_image, self.crop.draw(decoded_image.size, generator))
         with opened(path) as image:
             if image.format not in REDUCIBLE:
-                decoded_image = decoded(load_pixels(image, intensity=self.rule.intensity))
+                decoded_image = decoded(load_pixels(image, intensity=self.preprocessing.intensity))
                 return self.crop.cut(decoded_image, self.crop.draw(decoded_image.size, generator))
             size = seen_size(image)
             crop = self.crop.draw(size, generator)

@@ -91,20 +91,20 @@ def find_intensity(paths: Sequence[Path]) -> tuple[Intensity | None, list[str]]:
     notes = notes if coloured else []
     if not {"integer", "floating"} & set(kinds.values()):
         return None, notes
-    rule = Intensity(**ends)
-    return rule, [
-        f"{rule_in_words(rule, set(kinds.values()))}; one range for all images, from {seen} of them",
+    intensity = Intensity(**ends)
+    return intensity, [
+        f"{range_in_words(intensity, set(kinds.values()))}; one range for all images, from {seen} of them",
         *notes,
     ]
 
 
-def rule_in_words(rule: Intensity, kinds: Iterable[str] = ("integer", "floating")) -> str:
+def range_in_words(intensity: Intensity, kinds: Iterable[str] = ("integer", "floating")) -> str:
     """Return `grey of more than 8 bits: 12 is black and 4,080 white, of floats 0 is black ...`, for these
     `kinds`.
     """
     words = {
         name: f"{low:,.6g} is black and {high:,.6g} white"
-        for name, (low, high) in vars(rule).items()
+        for name, (low, high) in vars(intensity).items()
         if name in kinds
     }
     floats = [f"of floats {words['floating']}"] if "floating" in words else []
@@ -115,9 +115,9 @@ def rule_in_words(rule: Intensity, kinds: Iterable[str] = ("integer", "floating"
     )
 
 
-def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> str | None:
+def deep_images_without_range(paths: Sequence[Path], intensity: Intensity | None) -> str | None:
     """Return a warning where images need a range and the model was saved without one; None otherwise."""
-    if rule is not None:
+    if intensity is not None:
         return None
     with ThreadPoolExecutor() as pool:
         kinds = set(pool.map(_kind, _spread(list(dict.fromkeys(paths)), DECODED)))
@@ -125,7 +125,7 @@ def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> s
         return None
     return (
         "the model was saved without a range for images of more than 8 bits; "
-        f"{rule_in_words(OWN_RANGES, kinds)}"
+        f"{range_in_words(OWN_RANGES, kinds)}"
     )
 
 
@@ -149,8 +149,8 @@ def stored_intensity(run_dir: Path) -> Intensity | None:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and (rule := read_record(values.get(KEY))):
-            return rule
+        if isinstance(values, dict) and (intensity := read_record(values.get(KEY))):
+            return intensity
     return None
 
 

@@ -95,7 +95,9 @@ class Mixing:
         return shares
 
 
-def mixing_of(recipe: Recipe, rule: Preprocessing, num_outputs: int, labels: np.ndarray) -> Mixing | None:
+def mixing_of(
+    recipe: Recipe, preprocessing: Preprocessing, num_outputs: int, labels: np.ndarray
+) -> Mixing | None:
     """Return the `Mixing` of a recipe for training rows with these encoded `labels`.
 
     None if the recipe has none. In class-balanced epochs partners are balanced too.
@@ -104,4 +106,4 @@ def mixing_of(recipe: Recipe, rule: Preprocessing, num_outputs: int, labels: np.
     if not config.mixup and not config.cutmix:
         return None
     groups = rows_by_class(labels) if recipe.data.sampling == "classes" else [np.arange(len(labels))]
-    return Mixing(config, rule.height, rule.width, num_outputs, groups)
+    return Mixing(config, preprocessing.height, preprocessing.width, num_outputs, groups)

@@ -160,20 +160,20 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def augmenter(config: Augmentation, rule: Preprocessing) -> v2.Compose:
+def augmenter(config: Augmentation, preprocessing: Preprocessing) -> v2.Compose:
     """Return the training transform, image -> image at the size of the model's input.
 
     It is torchvision's and draws from torch's default generator.
     """
-    interpolation = _interpolation(rule.resample)
+    interpolation = _interpolation(preprocessing.resample)
     steps: list[Any] = []
     if config.rotation_degrees:
         steps.append(v2.RandomRotation(config.rotation_degrees, InterpolationMode.BILINEAR, fill=0))
     if config.random_resized_crop:
-        size = (rule.height, rule.width)
+        size = (preprocessing.height, preprocessing.width)
         steps.append(v2.RandomResizedCrop(size, config.crop_scale, config.crop_ratio, interpolation))
     else:
-        steps.append(v2.Lambda(rule.resize))
+        steps.append(v2.Lambda(preprocessing.resize))
     if config.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     return v2.Compose(steps)

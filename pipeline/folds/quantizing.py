@@ -78,13 +78,13 @@ def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
     batches = [batch for batch in classifier.batches(rows, 1) if not batch["bad"].any()]
     if not batches:
         raise UserError(f"--engine {INT8}: no training image of {run.path} can be decoded")
-    rule = classifier.rule
+    preprocessing = classifier.preprocessing
     quantized = quantize(
         classifier.model,
         classifier.extra,
-        (rule.height, rule.width),
+        (preprocessing.height, preprocessing.width),
         batches,
-        lambda batch: rule.normalize(batch["pixels"]).float().numpy(),
+        lambda batch: preprocessing.normalize(batch["pixels"]).float().numpy(),
     )
     calibration = {"images": len(batches), "seed": SEED, "of": images_digest(rows)}
     made: dict[str, Any] = {"versions": versions, "calibration": calibration}

@@ -285,7 +285,10 @@ def _save_member(run: Run, folder: Path) -> None:
         save_fused(predictor.fused, folder, base=True, trained=True)
     else:
         save_backbone(
-            predictor.model, predictor.model.state_dict(), predictor.rule, folder / run.backbone_dir.name
+            predictor.model,
+            predictor.model.state_dict(),
+            predictor.preprocessing,
+            folder / run.backbone_dir.name,
         )
     write_json(folder / RECORD, _record(run))
 

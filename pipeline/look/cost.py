@@ -40,7 +40,7 @@ def backbone_here(recipe: Recipe) -> bool:
     )
 
 
-def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
+def input_preprocessing(recipe: Recipe) -> tuple[Preprocessing, str]:
     """Return the preprocessing of the recipe's model, and a sentence if it is a guess because the backbone is
     not here.
     """
@@ -49,8 +49,10 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
 
         try:
             if recipe.architecture is None:
-                rule = preprocessing_of(recipe.backbone, load_config(recipe.backbone), recipe.image_size)
-                return rule.resized(recipe.resize), ""
+                preprocessing = preprocessing_of(
+                    recipe.backbone, load_config(recipe.backbone), recipe.image_size
+                )
+                return preprocessing.resized(recipe.resize), ""
         except UserError as error:
             return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
         return _square(recipe), ""
@@ -155,7 +157,10 @@ def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
     from pipeline.training.deadline import FEWEST_STEPS, Limits, Pace, propose
 
     pace = Pace(
-        cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds
+        cost.build.task.preprocessing.height,
+        cost.train + cost.read,
+        cost.predict + cost.read,
+        cost.build_seconds,
     )
     found = propose(Limits(SESSION_HOURS * 3600, rows, may_fold=recipe.task == "classification"), [pace])
     if found is None:

@@ -53,7 +53,7 @@ class Views:
 def input_section(
     looked: Looked,
     recipe: Recipe,
-    rule: Preprocessing,
+    preprocessing: Preprocessing,
     assumed: str,
     figures: Path,
     intensity: Intensity | None,
@@ -67,11 +67,11 @@ def input_section(
         section.says.append("No image could be decoded.")
         return section
     chosen = _usual_and_longest(looked, rows)
-    views = [views_of(row.path, rule, recipe.augmentation, intensity) for row in chosen]
+    views = [views_of(row.path, preprocessing, recipe.augmentation, intensity) for row in chosen]
     path = figures / "model_input.png"
     draw_views(path, views)
     usual = views[0]
-    section.says.append(_in_words(usual.size, rule, recipe))
+    section.says.append(_in_words(usual.size, preprocessing, recipe))
     if assumed:
         section.says.append(assumed)
     words = "The typical image of this set" + (" and the longest one" if len(views) > 1 else "")
@@ -90,7 +90,7 @@ def input_section(
 
 
 def views_of(
-    path: Path, rule: Preprocessing, augmentation: Augmentation, intensity: Intensity | None
+    path: Path, preprocessing: Preprocessing, augmentation: Augmentation, intensity: Intensity | None
 ) -> Views:
     """Return the image at `path` as the model sees it.
 
@@ -99,16 +99,16 @@ def views_of(
     """
     image = decode(path, intensity=intensity)
     generator = torch.Generator().manual_seed(SEED)
-    crop, change = random_crop(augmentation, rule), policy(augmentation) or (lambda drawn: drawn)
+    crop, change = random_crop(augmentation, preprocessing), policy(augmentation) or (lambda drawn: drawn)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.manual_seed(SEED)
         if crop is None:
-            drawn = tuple(change(augmenter(augmentation, rule)(image)) for _ in range(CROPS))
-            return Views(image, image.size, rule.resize(image), drawn, ())
+            drawn = tuple(change(augmenter(augmentation, preprocessing)(image)) for _ in range(CROPS))
+            return Views(image, image.size, preprocessing.resize(image), drawn, ())
         pixels = np.asarray(image)
         boxes = tuple(crop.draw(image.size, generator) for _ in range(CROPS))
         cut = [Image.fromarray(crop.cut(decoded(pixels), box).permute(1, 2, 0).numpy()) for box in boxes]
-        return Views(image, image.size, rule.resize(image), tuple(map(change, cut)), boxes)
+        return Views(image, image.size, preprocessing.resize(image), tuple(map(change, cut)), boxes)
 
 
 def _usual_and_longest(looked: Looked, rows: Sequence[Row]) -> list[Row]:
@@ -123,19 +123,22 @@ def _usual_and_longest(looked: Looked, rows: Sequence[Row]) -> list[Row]:
     return [rows[usual], *([rows[longest]] if longest != usual and stretched[longest] > np.log(LONG) else [])]
 
 
-def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str:
+def _in_words(size: tuple[int, int], preprocessing: Preprocessing, recipe: Recipe) -> str:
     width, height = size
-    across, down = rule.width / width, rule.height / height
-    if rule.resize_to is None:
+    across, down = preprocessing.width / width, preprocessing.height / height
+    if preprocessing.resize_to is None:
         ratio = max(across, down) / min(across, down)
-        read = f"resized to {rule.width} x {rule.height}" + (
+        read = f"resized to {preprocessing.width} x {preprocessing.height}" + (
             f", which stretches one side {ratio:.2f} times" if ratio > 1.02 else ""
         )
     else:
-        shorter = rule.resize_to if isinstance(rule.resize_to, int) else min(rule.resize_to)
-        read = (
-            f"resized to a shorter side of {shorter} and cropped to the central {rule.width} x {rule.height}"
+        shorter = (
+            preprocessing.resize_to
+            if isinstance(preprocessing.resize_to, int)
+            else min(preprocessing.resize_to)
         )
+        side = f"{preprocessing.width} x {preprocessing.height}"
+        read = f"resized to a shorter side of {shorter} and cropped to the central {side}"
     factor = np.sqrt(across * down)
     if factor < 0.98:
         scale = f"to {factor:.0%} of its resolution"
@@ -147,9 +150,8 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
     training = "the same, changed at random"
     if config.random_resized_crop:
         low, high = config.crop_scale
-        training = (
-            f"a random part of {low:.0%} to {high:.0%} of its area, resized to {rule.width} x {rule.height}"
-        )
+        side = f"{preprocessing.width} x {preprocessing.height}"
+        training = f"a random part of {low:.0%} to {high:.0%} of its area, resized to {side}"
     flip = ", mirrored in half of the draws" if config.horizontal_flip else ""
     flip += f", then changed by {config.policy}" if config.policy != "none" else ""
     return (

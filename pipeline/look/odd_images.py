@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.competition.rows import Row
-from pipeline.data.intensity import FLOAT_MODES, Intensity, rule_in_words
+from pipeline.data.intensity import FLOAT_MODES, Intensity, range_in_words
 from pipeline.look.image_facts import ImageFacts
 from pipeline.look.section import Grid, Section, Sheet, SmallImage, Strip
 from pipeline.look.selection import Looked
@@ -64,7 +64,7 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
     deep = [one for one in facts.values() if one.deep and not one.problem]
     if deep:
         ranges = ["floating" if one.mode in FLOAT_MODES else "integer" for one in deep]
-        words = rule_in_words(intensity, ranges) if intensity else "each type's own range becomes 0 to 255"
+        words = range_in_words(intensity, ranges) if intensity else "each type's own range becomes 0 to 255"
         section.says.append(
             f"{counted(len(deep), 'image')} of more than 8 bits "
             f"({', '.join(sorted({one.mode for one in deep}))}): {words}."

@@ -222,7 +222,7 @@ def _sections(
     from pipeline.competition.facts import read_facts
     from pipeline.look.contact_sheet import contact_section
     from pipeline.look.copies import copies_of, copies_section
-    from pipeline.look.cost import input_rule
+    from pipeline.look.cost import input_preprocessing
     from pipeline.look.duplicates import find_duplicates
     from pipeline.look.group_file import grouped_ids, write_groups
     from pipeline.look.label_counts import label_section
@@ -234,7 +234,7 @@ def _sections(
     from pipeline.tables import write_table
 
     figures = folder / "figures"
-    rule, assumed = input_rule(recipe)
+    preprocessing, assumed = input_preprocessing(recipe)
     sound = [path for path in looked.paths if not looked.facts[path].problem]
     sets = copies_of(looked, sound, find_duplicates([looked.facts[path] for path in sound], store))
     groups_file = ""
@@ -253,8 +253,8 @@ def _sections(
         recognised(looked, read_facts(args.data)),
         contact_section(looked),
         label_section(looked.competition, figures),
-        size_section(looked, figures, min(rule.height, rule.width)),
-        input_section(looked, recipe, rule, assumed, figures, intensity),
+        size_section(looked, figures, min(preprocessing.height, preprocessing.width)),
+        input_section(looked, recipe, preprocessing, assumed, figures, intensity),
         odd_section(looked, intensity, deep_notes),
         copies_section(looked, sets, groups_file),
         source_section(looked, told),

@@ -72,9 +72,9 @@ def load_backbone(
         _set_drop_path(config, drop_path)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
     _relabel(config, class_names)
-    rule = preprocessing_of(source if architecture is None else None, config, image_size)
+    preprocessing = preprocessing_of(source if architecture is None else None, config, image_size)
     if config.model_type == timm_checkpoints.MODEL_TYPE:
-        _prepare_timm(source, config, [rule.height, *other_sizes])
+        _prepare_timm(source, config, [preprocessing.height, *other_sizes])
     if random_weights:
         check_size(source, config)
         model = AutoModelForImageClassification.from_config(config)
@@ -84,7 +84,7 @@ def load_backbone(
     if not same_classes:
         reset_head(model)
     hold_statistics(model.float())
-    return Backbone(model, rule, not same_classes)
+    return Backbone(model, preprocessing, not same_classes)
 
 
 def load_pretrained(source: str) -> Backbone:
@@ -113,9 +113,9 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
 
 
 def save_backbone(
-    model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path
+    model: PreTrainedModel, state_dict: dict[str, torch.Tensor], preprocessing: Saved, folder: Path
 ) -> None:
-    """Write config.json, model.safetensors and the files of `rule` into `folder`.
+    """Write config.json, model.safetensors and the files of `preprocessing` into `folder`.
 
     Plain from_pretrained loads them. Each file is written completely or not at all.
     """
@@ -124,7 +124,7 @@ def save_backbone(
         model.save_pretrained(temporary, state_dict=state_dict)
         model.config.dtype = dtype  # dtype of the file, not of the model in memory
         model.config.save_pretrained(temporary)
-        rule.save(temporary)
+        preprocessing.save(temporary)
 
 
 def head_name(model: nn.Module) -> str:

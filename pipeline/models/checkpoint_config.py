@@ -30,7 +30,7 @@ HUB_SECONDS = 10  # the hub counts as unreachable if it does not answer within t
 # Preprocessing of published checkpoints that have no preprocessor_config.json (transformers' class defaults;
 # timm's pretrained_cfg).
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resample": 3}
-DEFAULT_RULES: dict[str, dict[str, Any]] = {
+DEFAULT_PREPROCESSING: dict[str, dict[str, Any]] = {
     "beit": {"processor_type": "BeitImageProcessor", "resample": 2},
     "vit": {"processor_type": "ViTImageProcessor", "resample": 2},
     "swin": {"processor_type": "ViTImageProcessor", **_IMAGENET},
@@ -95,20 +95,20 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
         except OSError:  # many checkpoints have no such file: use the architecture's preprocessing
             path = None
     if path is not None:
-        rule = read_preprocessing(path, native)
+        preprocessing = read_preprocessing(path, native)
     elif config.model_type == timm_checkpoints.MODEL_TYPE:
-        rule = timm_checkpoints.rule_of(config)
+        preprocessing = timm_checkpoints.preprocessing_in(config)
     else:
-        rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
-    if image_size and (rule.height, rule.width) != (image_size, image_size):
-        return rule.at_size(image_size)
-    return rule
+        preprocessing = Preprocessing(native, native, **DEFAULT_PREPROCESSING.get(config.model_type, {}))
+    if image_size and (preprocessing.height, preprocessing.width) != (image_size, image_size):
+        return preprocessing.at_size(image_size)
+    return preprocessing
 
 
 def native_size(config: Any) -> int | None:
     """Return the image size in pixels in a checkpoint's config; None if it does not say."""
     if config.model_type == timm_checkpoints.MODEL_TYPE:
-        return timm_checkpoints.rule_of(config).height
+        return timm_checkpoints.preprocessing_in(config).height
     # CLIP and SigLIP have two encoders
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None

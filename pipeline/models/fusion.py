@@ -185,12 +185,12 @@ class VqaModel:
     """The model with its preprocessing and tokenizer."""
 
     model: FusionModel
-    rule: Preprocessing
+    preprocessing: Preprocessing
     tokenizer: QuestionTokenizer
 
     def encoders(self) -> Iterator[tuple[str, nn.Module, QuestionTokenizer | Preprocessing]]:
         """Yield the architecture's name (used on disk), the encoder, and what is saved beside it."""
-        for encoder, companion in ((self.model.text, self.tokenizer), (self.model.image, self.rule)):
+        for encoder, companion in ((self.model.text, self.tokenizer), (self.model.image, self.preprocessing)):
             yield _base(encoder).config.model_type, encoder, companion
 
 
@@ -198,7 +198,7 @@ def fuse(
     text: nn.Module,
     image: nn.Module,
     tokenizer: QuestionTokenizer,
-    rule: Preprocessing,
+    preprocessing: Preprocessing,
     num_answers: int,
     head: Head,
     lora: Lora | None,
@@ -224,9 +224,9 @@ def fuse(
             image = attach(image, *shape, has_head=False, **options)
         if "image" not in frozen:  # `freeze` does it for frozen ones
             cache_frozen_bias(image)
-    model = FusionModel(text, image, answer_head, rule.height)
+    model = FusionModel(text, image, answer_head, preprocessing.height)
     model.freeze(frozen)
-    return VqaModel(model, rule, tokenizer)
+    return VqaModel(model, preprocessing, tokenizer)
 
 
 def save_fused(fused: VqaModel, output: Path, *, base: bool, trained: bool) -> None:
@@ -257,7 +257,7 @@ def load_fused(
     text: nn.Module,
     image: nn.Module,
     tokenizer: QuestionTokenizer,
-    rule: Preprocessing,
+    preprocessing: Preprocessing,
     num_answers: int,
     head: Head,
     folder: Path,
@@ -278,14 +278,14 @@ def load_fused(
     if (folder / ADAPTER_DIR).is_dir():
         generator = torch.Generator().manual_seed(0)
         words = torch.randint(len(tokenizer.tokenizer), (1, 8), generator=generator)
-        pixels = torch.randn(1, 3, rule.height, rule.width, generator=generator)
-        options = FusionModel(text, image, answer_head, rule.height).image_options
+        pixels = torch.randn(1, 3, preprocessing.height, preprocessing.width, generator=generator)
+        options = FusionModel(text, image, answer_head, preprocessing.height).image_options
         if "text" not in frozen:
             text = _merged(text, folder, lambda model: pooled(model(input_ids=words)))
         if "image" not in frozen:
             image = _merged(image, folder, lambda model: pooled(model(pixel_values=pixels, **options)))
-    model = FusionModel(text, image, answer_head, rule.height).requires_grad_(False).eval()
-    return VqaModel(model, rule, tokenizer)
+    model = FusionModel(text, image, answer_head, preprocessing.height).requires_grad_(False).eval()
+    return VqaModel(model, preprocessing, tokenizer)
 
 
 def _merged(encoder: nn.Module, folder: Path, vector: Callable[[nn.Module], torch.Tensor]) -> nn.Module:

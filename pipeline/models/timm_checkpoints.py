@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 MODEL_TYPE = "timm_wrapper"
 
 
-def rule_of(config: Any) -> Preprocessing:
+def preprocessing_in(config: Any) -> Preprocessing:
     """Return the preprocessing in the config's `pretrained_cfg`, as timm.data.create_transform reads it.
 
     A centre crop may lie one pixel off.
@@ -67,8 +67,8 @@ def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
             continue
         why = reasons[0] if "dynamic_img_size" in reasons[-1] else reasons[-1]
         raise UserError(
-            f"--image-size {image_size}: timm's {config.architecture}, made for {rule_of(config).height} px, "
-            f"does not run at this size: {why}"
+            f"--image-size {image_size}: timm's {config.architecture}, made for "
+            f"{preprocessing_in(config).height} px, does not run at this size: {why}"
         )
     config.model_args = tries[0]
 

@@ -180,15 +180,15 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
     from pipeline.report.figures import drawable
 
     classifier, class_names = load(run)
-    rule, results = classifier.rule, []
+    preprocessing, results = classifier.preprocessing, []
     forward = partial(classifier.model, **classifier.extra)
     for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
         try:
-            image = rule.resize(decode(path, intensity=rule.intensity))
+            image = preprocessing.resize(decode(path, intensity=preprocessing.intensity))
         except BadImage as error:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        maps = attention_maps(classifier.model, forward, rule.normalize(pixels))
+        maps = attention_maps(classifier.model, forward, preprocessing.normalize(pixels))
         name = class_names[maps.predicted]
         results.append(Looked(image, maps, f"{drawable(name, maps.predicted)} {maps.probability:.0%}", name))
     return results

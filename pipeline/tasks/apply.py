@@ -131,7 +131,7 @@ def compute_rows(
     """
     import numpy as np
 
-    from pipeline.data.intensity import deep_images_without_rule
+    from pipeline.data.intensity import deep_images_without_range
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
@@ -139,7 +139,7 @@ def compute_rows(
     predictor = ready(run, target.num_outputs, compute)
     where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
     print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
-    if warning := deep_images_without_rule([row.path for row in rows], predictor.rule.intensity):
+    if warning := deep_images_without_range([row.path for row in rows], predictor.preprocessing.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
     bad, reached = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
@@ -195,7 +195,7 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     if compute.engine in ON_CPU:
         from pipeline.models.openvino_model import to_openvino
 
-        size = predictor.rule.height, predictor.rule.width
+        size = predictor.preprocessing.height, predictor.preprocessing.width
         predictor.model = to_openvino(predictor.model, predictor.extra, size, compute.precision)
         return predictor
     if compute.half is not None:

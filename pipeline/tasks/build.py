@@ -36,7 +36,7 @@ class TrainingTask(Task, Protocol):
     and run.json.
     """
 
-    rule: Preprocessing  # the preprocessing of an image
+    preprocessing: Preprocessing  # of an image
     class_names: tuple[str, ...]
     rows_are: str  # word for rows in messages: "images", "questions"
     names_are: str  # word for class_names in messages: "classes", "labels"
@@ -59,7 +59,7 @@ class Predictor(Protocol):
     """A finished model with its preprocessing, as inference.py uses it."""
 
     model: nn.Module
-    rule: Preprocessing
+    preprocessing: Preprocessing
 
     def describe(self) -> str: ...  # its input, as text
     def logits(self, batch: Batch) -> object: ...
@@ -113,17 +113,16 @@ def decodable(
 
 
 def with_intensity(
-    rule: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None
+    preprocessing: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None
 ) -> tuple[Preprocessing, list[str]]:
-    """Return `rule` with the black and white points of training images of more than 8 bits, and notes on
-    them.
+    """Return `preprocessing` with black and white points for images of more than 8 bits, and notes on them.
 
-    A resumed run keeps its own.
+    They are found from training images; a resumed run keeps its own.
     """
     if resumed_run is not None:
-        return rule, []
+        return preprocessing, []
     intensity, notes = find_intensity([row.path for row in train])
-    return replace(rule, intensity=intensity), notes
+    return replace(preprocessing, intensity=intensity), notes
 
 
 def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:

@@ -52,7 +52,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         target = Target.read(resumed_run.start["target"], str(resumed_run.output))
     backbone = _load(recipe, target, resumed_run)
     data = _read_data(recipe, competition, target, backbone.preprocessing, resumed_run)
-    backbone = replace(backbone, preprocessing=data.rule)
+    backbone = replace(backbone, preprocessing=data.preprocessing)
     head = head_name(backbone.model)
     model = _trained_parts(backbone.model, recipe, head)
     classifier = ImageClassifier.of(model, backbone)
@@ -90,7 +90,7 @@ class _Data:
     train: list[Row]
     val: list[Row]
     pseudo: PseudoLabels
-    rule: Preprocessing
+    preprocessing: Preprocessing
     cache: ImageCache | None
     notes: tuple[str, ...]
 
@@ -99,19 +99,19 @@ def _read_data(
     recipe: Recipe,
     competition: Competition,
     target: Target,
-    rule: Preprocessing,
+    preprocessing: Preprocessing,
     resumed_run: ResumedRun | None,
 ) -> _Data:
     """Split the rows and check that their images can be decoded, which fills the cache.
 
-    `rule`: the backbone's preprocessing.
+    `preprocessing`: the backbone's preprocessing.
     """
     settings = recipe.data
     train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
     known = {row.id for row in val}
     pseudo = read_pseudo_labels(settings.pseudo_labels, settings.pseudo_threshold, competition, known)
-    rule, intensity_notes = with_intensity(rule.resized(recipe.resize), train, resumed_run)
-    cache = _cache(recipe, [*train, *pseudo.rows], rule)
+    preprocessing, intensity_notes = with_intensity(preprocessing.resized(recipe.resize), train, resumed_run)
+    cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
     rows, notes = decodable(competition.train, settings.skip_bad_images, cache)
     if pseudo.rows:
         readable, more = decodable(pseudo.rows, settings.skip_bad_images, cache)
@@ -121,8 +121,8 @@ def _read_data(
     _refuse_lost_classes(target, competition.train, rows)
     if len(rows) < len(competition.train):
         train, val, how = part_rows(recipe, competition, rows, resumed_run)
-        cache = _cache(recipe, [*train, *pseudo.rows], rule)
-    return _Data(train, val, pseudo, rule, cache, (*notes, *intensity_notes, how))
+        cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
+    return _Data(train, val, pseudo, preprocessing, cache, (*notes, *intensity_notes, how))
 
 
 def _refuse_lost_classes(target: Target, every: Sequence[Row], decoded: Sequence[Row]) -> None:
@@ -167,5 +167,5 @@ def _notes(task: ClassificationTask, data: _Data) -> list[str]:
     return notes
 
 
-def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> ImageCache | None:
-    return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, rule)
+def _cache(recipe: Recipe, train: Sequence[Row], preprocessing: Preprocessing) -> ImageCache | None:
+    return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, preprocessing)

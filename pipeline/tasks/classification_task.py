@@ -70,7 +70,7 @@ class ClassificationTask:
         self.corrected = corrections.record(train, val) if corrections else None
         train = corrections.applied(train)
         self.class_names = target.names
-        self.model, self.rule = classifier.model, classifier.rule
+        self.model, self.preprocessing = classifier.model, classifier.preprocessing
         # Prior, counts and baseline are computed from labelled rows only: pseudo-labelled test images must
         # not change the class frequencies.
         self.pseudo, self.labelled_rows = pseudo, train
@@ -85,13 +85,19 @@ class ClassificationTask:
         self.epochs = epochs_of(plan_schedule(recipe, len(train))) if train else recipe.epochs
         self.train_sets = {  # by image size
             size: ImageDataset(
-                paths, self.train_labels, rule, recipe.augmentation, recipe.seed, cache, self._mixing(rule)
+                paths,
+                self.train_labels,
+                preprocessing,
+                recipe.augmentation,
+                recipe.seed,
+                cache,
+                self._mixing(preprocessing),
             )
-            for size, rule in self._rules().items()
+            for size, preprocessing in self._preprocessing_by_size().items()
         }
-        self.train_set = self.train_sets[self.rule.height]
+        self.train_set = self.train_sets[self.preprocessing.height]
         val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
-        self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
+        self.val_set = ImageDataset(val_paths, self.val_labels, self.preprocessing)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
         self.loss_of = training_loss(
             target, recipe.optimizer, np.array(list(target.counts(labelled).values()))
@@ -174,14 +180,14 @@ class ClassificationTask:
         )
         return readable(loader, dataset.paths)
 
-    def _rules(self) -> dict[int, Preprocessing]:
+    def _preprocessing_by_size(self) -> dict[int, Preprocessing]:
         """Return the preprocessing of each size of training images; the last one is that of validation."""
-        return {size: self.rule.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {
-            self.rule.height: self.rule
+        return {size: self.preprocessing.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {
+            self.preprocessing.height: self.preprocessing
         }
 
-    def _mixing(self, rule: Preprocessing) -> Mixing | None:
-        return mixing_of(self.recipe, rule, self.target.num_outputs, self.encoded_labels)
+    def _mixing(self, preprocessing: Preprocessing) -> Mixing | None:
+        return mixing_of(self.recipe, preprocessing, self.target.num_outputs, self.encoded_labels)
 
     def train_order(self, epoch: int) -> np.ndarray:
         """Return the order of the training rows in `epoch`: (num_train,) int64."""
@@ -194,7 +200,7 @@ class ClassificationTask:
 
         `share`: this process's part of them.
         """
-        plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
+        plain = ImageDataset(self.train_set.paths, self.train_labels, self.preprocessing)
         return readable(in_order(plain, batch_size, self.workers, share), plain.paths)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
@@ -203,7 +209,9 @@ class ClassificationTask:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the target's loss, the mean over the batch (scalar), and the logits (B, O)."""
-        pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+        pixel_values = with_noise(
+            self.preprocessing.normalize(batch["pixels"]), self.recipe.augmentation.noise
+        )
         if self.recipe.augmentation.erasing:
             pixel_values = erase(pixel_values, batch["erased"])
         whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
@@ -231,7 +239,7 @@ class ClassificationTask:
 
         `checkpointed`: activation checkpointing on or off; None: as in the recipe.
         """
-        rule = self.rule
+        preprocessing = self.preprocessing
 
         def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
             with compute.autocast():
@@ -242,7 +250,7 @@ class ClassificationTask:
                     torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)),
                 )
 
-        pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
+        pixels = torch.zeros(1, 3, preprocessing.height, preprocessing.width, device=compute.device)
         memory = account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
         shared_out = is_shared_out(self.recipe, compute.processes)
         return memory_of_a_part(memory, self.model, compute.processes.count) if shared_out else memory
@@ -256,7 +264,7 @@ class ClassificationTask:
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if initial or base is self.model:
             weights = plain_state_dict(self.model) | self.originals
-            save_backbone(base, weights, self.rule, output / f"model_{base.config.model_type}")
+            save_backbone(base, weights, self.preprocessing, output / f"model_{base.config.model_type}")
         if base is not self.model:
             self.originals = {}
         if not initial and base is not self.model:

@@ -36,7 +36,7 @@ class ImageClassifier:
     """
 
     model: nn.Module
-    rule: Preprocessing
+    preprocessing: Preprocessing
     extra: dict[str, Any]  # forward arguments beside pixel_values
     # The same for images of another size than that of the preprocessing
     extra_at_other_sizes: dict[str, Any] = field(default_factory=dict)
@@ -55,11 +55,13 @@ class ImageClassifier:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Return logits (B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
-        return self.forward(self.model, self.rule.normalize(batch["pixels"]))
+        return self.forward(self.model, self.preprocessing.normalize(batch["pixels"]))
 
     def forward(self, model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) of `model` for normalised `pixel_values`."""
-        extra = self.extra if pixel_values.shape[-1] == self.rule.width else self.extra_at_other_sizes
+        extra = (
+            self.extra if pixel_values.shape[-1] == self.preprocessing.width else self.extra_at_other_sizes
+        )
         return model(pixel_values=pixel_values, **extra).logits
 
     def check_sizes(self, sizes: Sequence[int]) -> None:
@@ -95,7 +97,7 @@ class ImageClassifier:
 
     def describe(self) -> str:
         """Return the input size as text."""
-        return f"{self.rule.width} x {self.rule.height} px"
+        return f"{self.preprocessing.width} x {self.preprocessing.height} px"
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Yield batches of the images of `rows`, in order, preprocessed as in validation.
@@ -104,7 +106,7 @@ class ImageClassifier:
         """
         paths = [row.path for row in rows]
         return in_order(
-            ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share
+            ImageDataset(paths, None, self.preprocessing), batch_size, resolve_workers("auto", paths), share
         )
 
 

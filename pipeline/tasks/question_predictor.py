@@ -49,18 +49,18 @@ class VqaPredictor:
         return self.fused.model
 
     @property
-    def rule(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """The preprocessing of an image."""
-        return self.fused.rule
+        return self.fused.preprocessing
 
     def describe(self) -> str:
         """Return the input as text."""
-        return f"{self.fused.rule.width} x {self.fused.rule.height} px and a question"
+        return f"{self.fused.preprocessing.width} x {self.fused.preprocessing.height} px and a question"
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Return logits (B, K) for a batch of `QuestionDataset`."""
         return self.forward(
-            self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None
+            self.model, batch, self.preprocessing.normalize(batch["pixels"]) if "pixels" in batch else None
         )
 
     def forward(
@@ -89,7 +89,7 @@ class VqaPredictor:
         Questions are cleaned in the same way as in training.
         """
         paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
-        images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
+        images = ImageDataset(list(paths), None, self.fused.preprocessing, augmentation, seed)
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
         return QuestionDataset(
             images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels
@@ -123,7 +123,7 @@ def account_vqa(
 
     Questions that share images take less.
     """
-    rule = predictor.fused.rule
+    preprocessing = predictor.fused.preprocessing
 
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the loss (scalar) of one question for each image of `pixel_values` (I, 3, H, W)."""
@@ -138,7 +138,7 @@ def account_vqa(
             logits = predictor.forward(forward, batch, pixel_values)
             return F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
 
-    pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
+    pixels = torch.zeros(1, 3, preprocessing.height, preprocessing.width, device=compute.device)
     return account_step(predictor.model, loss, pixels, optimizer_name, recipe, checkpointed)
 
 
@@ -157,10 +157,12 @@ def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
     text = load_encoder(str(run.text_dir), "text_backbone")
     image = load_encoder(str(run.backbone_dir), "--backbone")
     tokenizer = load_tokenizer(str(run.text_dir), max_tokens_of(text, recipe["data"]["max_question_tokens"]))
-    rule = preprocessing_of(str(run.backbone_dir), image.config, None)
+    preprocessing = preprocessing_of(str(run.backbone_dir), image.config, None)
     frozen = [recipe["freeze"]] if recipe.get("freeze") else []
     return VqaPredictor(
-        load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen)
+        load_fused(
+            text, image, tokenizer, preprocessing, num_outputs, Head(**recipe["head"]), run.path, frozen
+        )
     )
 
 

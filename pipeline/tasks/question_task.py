@@ -63,7 +63,7 @@ class VqaTask:
         val: Sequence[Labelled],
     ) -> None:
         self.predictor, self.recipe, self.class_names = predictor, recipe, tuple(class_names)
-        self.model, self.rule = predictor.model, predictor.rule
+        self.model, self.preprocessing = predictor.model, predictor.preprocessing
         self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
         self.train_labels, self.val_labels = (
             np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val)
@@ -109,7 +109,9 @@ class VqaTask:
         """Return the mean cross-entropy over the batch (scalar), and the logits (B, K)."""
         pixel_values = None
         if "pixels" in batch:
-            pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+            pixel_values = with_noise(
+                self.preprocessing.normalize(batch["pixels"]), self.recipe.augmentation.noise
+            )
         logits = self.predictor.forward(self.model, batch, pixel_values)
         return F.cross_entropy(
             logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing
@@ -167,7 +169,7 @@ class VqaTask:
         if "text" in towers:
             dataset.question_features = question_features(model, dataset, self.compute)
         if "image" in towers:
-            normalize, workers = self.rule.normalize, self.recipe.data.workers
+            normalize, workers = self.preprocessing.normalize, self.recipe.data.workers
             dataset.image_features = image_features(model, normalize, dataset, workers, self.compute)
         return dataset
 

@@ -61,14 +61,21 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         for part in (prepared.train, prepared.val)
     )
     seed_everything(recipe.seed)
-    text, tokenizer, image, rule = _encoders(
+    text, tokenizer, image, preprocessing = _encoders(
         recipe, [clean_question(row.question or "") for row, _ in train], resumed_run
     )
-    rule, intensity_notes = with_intensity(rule, [row for row, _ in train], resumed_run)
+    preprocessing, intensity_notes = with_intensity(preprocessing, [row for row, _ in train], resumed_run)
     seed_everything(recipe.seed + 1)  # so new weights are the same for random and loaded encoders
     lora = recipe.lora if recipe.lora.rank else None
     fused = fuse(
-        text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers
+        text,
+        image,
+        tokenizer,
+        preprocessing,
+        len(prepared.class_names),
+        recipe.head,
+        lora,
+        recipe.frozen_towers,
     )
     if recipe.head_only and recipe.lora.also_train:
         fused.model.requires_grad_(False).head.requires_grad_(True)

@@ -86,7 +86,7 @@ def _features(task: object, dataset: object, compute: object) -> tuple[np.ndarra
     from pipeline.tasks.frozen_features import image_features, question_features
 
     question = question_features(task.model, dataset, compute)
-    tokens = image_features(task.model, task.rule.normalize, dataset, 0, compute)
+    tokens = image_features(task.model, task.preprocessing.normalize, dataset, 0, compute)
     if question is None or tokens is None:
         raise MemoryError("too many images: their tokens do not fit into what a run keeps")
     pictures = tokens[:, 0], tokens[:, 1:].mean(dim=1)
