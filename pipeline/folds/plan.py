@@ -145,8 +145,20 @@ def fold_command(command: str, number: int, output: Path) -> str:
     """Return the command that trains only fold `number` into `output`, made from the `command` for all
     folds.
     """
+    return shlex.join([*_without_place(command), "--fold", str(number), "--output", str(output)])
+
+
+def folds_command(command: str, output: Path) -> str:
+    """Return the command that trains the missing folds in `output` and assembles all, made from the `command`
+    of one fold.
+    """
+    return shlex.join([*_without_place(command), "--resume", "--output", str(output)])
+
+
+def _without_place(command: str) -> list[str]:
+    """Return the words of a stored `command` without the flags that say which fold and where."""
     kept, skip = [], False
-    for word in words_of(command) or ["python", "train.py"]:
+    for word in words_of(command) or ["python", "train.py", "--folds", "K"]:
         flag, _, value = word.partition("=")
         if skip and not word.startswith("-"):
             skip = False
@@ -155,7 +167,7 @@ def fold_command(command: str, number: int, output: Path) -> str:
         else:
             kept.append(word)
             skip = False
-    return shlex.join([*kept, "--fold", str(number), "--output", str(output)])
+    return kept
 
 
 def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: int) -> Plan:
