@@ -135,6 +135,8 @@ def test_pieces_from_several_machines_are_put_together(
     said = capsys.readouterr().out
     assert "fold 3 of 3" in said and "fold 2 of 3" not in said
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
+    # Not the command that resumed it: that one takes the recipe from the folder
+    assert "--epochs" in shlex.split(read_json(output / "run.json")["command"])
     np.save(output / "fold-1/val_probs.npy", np.load(output / "fold-1/val_probs.npy")[:, ::-1])
     assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
     assert (output / "oof.npy").read_bytes() != (folds_run / "folds/oof.npy").read_bytes()

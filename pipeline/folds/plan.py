@@ -7,7 +7,7 @@ folds are trained.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,22 @@ def folds_command(command: str, output: Path) -> str:
     of one fold.
     """
     return shlex.join([*_without_place(command), "--resume", "--output", str(output)])
+
+
+def full_command(commands: Iterable[str]) -> str:
+    """Return the first of stored `commands` without --resume: only such a command surely names the recipe."""
+    commands = list(commands)
+    return next((one for one in commands if "--resume" not in words_of(one)), next(iter(commands), ""))
+
+
+def original_command(stored: str, output: Path) -> str:
+    """Return the command for all folds, made from the `stored` one that started the folds in `output`.
+
+    A command that resumes them may take the recipe from the folder, so it would not train a fold again.
+    """
+    if not {"--fold", "--resume"} & set(words_of(stored)):
+        return stored
+    return shlex.join([*_without_place(stored), "--output", str(output)])
 
 
 def _without_place(command: str) -> list[str]:

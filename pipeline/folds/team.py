@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.folds.averaging import RANKS, average, by_ranks
-from pipeline.folds.plan import fold_command, folds_command, read_start
+from pipeline.folds.plan import fold_command, folds_command, full_command, read_start
 from pipeline.predictions import Predictions
 from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
@@ -232,8 +232,8 @@ def refuse_unfinished(path: Path) -> None:
         return
     start, copied = read_start(path), sorted(folder.parent for folder in path.glob(f"fold-*/{RECORD}"))
     if start is None and copied and not (path / RECORD).exists() and not model_dirs(path):
-        record = read_record(copied[0])
-        command = folds_command(str(record.values.get("command") or ""), path)
+        stored = [str(read_record(folder).values.get("command") or "") for folder in copied]
+        command = folds_command(full_command(stored), path)
         raise UserError(
             f"{path} holds {listed([folder.name for folder in copied])}, not assembled yet: train what is "
             f"missing and assemble all with {command}"

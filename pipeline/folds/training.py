@@ -19,7 +19,7 @@ from pipeline.files import set_aside
 from pipeline.folds.assembly import assemble, is_put_together
 from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, is_child, run_children
-from pipeline.folds.plan import Plan, folds_command, plan_folds, read_start
+from pipeline.folds.plan import Plan, folds_command, full_command, original_command, plan_folds, read_start
 from pipeline.lock import holding_folder
 from pipeline.ranks import world_size
 from pipeline.recipe import Recipe
@@ -65,7 +65,8 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
             # One fold is missing or was trained again
-            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}
+            start = {name: record.values.get(name) for name in ("recipe", "command")}
+            start["folds"] = len(record.values["members"])
         _check_before(args, output, start)
         if start and args.resume and not args.fold and args.parallel is None:
             args.parallel = start.get("parallel")  # another number changes the threads and so the rounding
@@ -99,6 +100,8 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             _train_in_turn(args, command, started, steps, recipe, competition, plan, todo)
         if args.fold:
             return EXIT_DONE if is_child() else _say_what_is_left(args, plan)
+        if args.resume == "exact" and start and start.get("command"):
+            command = original_command(str(start["command"]), output)
         return assemble(plan, recipe, competition, command, args.data)
 
 
@@ -169,11 +172,11 @@ def _check_count(output: Path, held: int, asked: int) -> None:
 def _check_members(plan: Plan, recipe: Recipe) -> None:
     """Raise if an existing fold was trained with another recipe: the score must describe one recipe."""
     found: dict[str, list[int]] = {}
-    command = ""
+    commands = []
     for number in plan.done():
         path = plan.folder(number) / RECORD
         values = read_values(path)
-        command = command or str(values.get("command") or "")
+        commands.append(str(values.get("command") or ""))
         stored = validate_recipe(values.get("recipe") or {}, {}, str(path))
         changed = {
             key: change for key, change in differences(stored, recipe).items() if key not in DECIDE_NOTHING
@@ -183,7 +186,7 @@ def _check_members(plan: Plan, recipe: Recipe) -> None:
     raise_all(
         [f"fold {listed(map(str, numbers))}: {change}" for change, numbers in found.items()],
         f"folds in {plan.output} were trained with another recipe; give the same flags "
-        f"({folds_command(command, plan.output)}), or use another --output:",
+        f"({folds_command(full_command(commands), plan.output)}), or use another --output:",
     )
 
 
