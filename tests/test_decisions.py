@@ -245,6 +245,10 @@ def test_shares_from_a_file(tmp_path: Path) -> None:
     path.write_text("name,share\ncat,1\n")
     with pytest.raises(UserError, match="expected the columns class and share"):
         read_prior(path, target)
+    path.write_text("Class,Share\ncat,1e308\ndog,1e308\n")  # their sum is more than a float can hold
+    assert read_prior(path, target).tolist() == [0.5, 0.5]
+    with pytest.raises(UserError, match=r"--prior estimated: there is no such file[\s\S]*or write estimate"):
+        read_prior(Path("estimated"), target)
 
 
 def test_two_classes_and_refusals(tmp_path: Path) -> None:

@@ -235,6 +235,11 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
     ) == [1, 2] * 4 + [1]
     (said,) = plan_folds(tmp_path / "run", competition, load_recipe("digits"), 2).notes[1:]
     assert "'a' (5 rows: validated in fold 1, " in said and "'b' (4 rows: validated in fold 2, " in said
+    with pytest.raises(UserError, match=r"folds.csv puts all 9 labelled ids into the fold '1': at least 2"):
+        take_folds(ids, dict.fromkeys(ids, "1"), "folds.csv", 2)
+    table(root / "folds.csv", "id,fold", [("i0", 1), ("i1", "")])
+    with pytest.raises(UserError, match=r"row 3: column 'fold' is empty; give each row a value$"):
+        read_layout(root, need="train")
     table(root / "folds.csv", "id,fold", [("i0", 1)])
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):

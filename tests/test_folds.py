@@ -135,6 +135,8 @@ def test_pieces_from_several_machines_are_put_together(
     said = capsys.readouterr().out
     assert "fold 3 of 3" in said and "fold 2 of 3" not in said
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
+    # Not the command that resumed it: that one takes the recipe from the folder
+    assert "--epochs" in shlex.split(read_json(output / "run.json")["command"])
     np.save(output / "fold-1/val_probs.npy", np.load(output / "fold-1/val_probs.npy")[:, ::-1])
     assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
     assert (output / "oof.npy").read_bytes() != (folds_run / "folds/oof.npy").read_bytes()
@@ -343,8 +345,11 @@ def test_folds_of_other_data_or_another_recipe_are_refused(
     folds_run: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    with pytest.raises(UserError, match="holds 3 folds, not 5: use --folds 3 --resume"):
+        train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "5", "--resume"))
     (output / "run.json").unlink()
-    with pytest.raises(UserError, match="fold 1: epochs: 2 -> 3"):
+    same = r"give the same flags \(python train.py .*--epochs 2 .*--folds 3 --resume --output"
+    with pytest.raises(UserError, match=rf"{same}[\s\S]*fold 1, 2, 3: epochs: 2 -> 3"):
         train.main(
             arguments(folds_run / "data", tiny_backbone, output, "--epochs", "3", "--folds", "3", "--resume")
         )

@@ -19,7 +19,7 @@ import inference
 import train
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.folds import blend
+from pipeline.folds import blend, members
 from pipeline.folds.averaging import RANKS, average, by_ranks, ranks
 from pipeline.folds.team import gather
 from pipeline.predictions import Predictions
@@ -208,6 +208,16 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
     shutil.rmtree(folds / "fold-1")
     with pytest.raises(UserError, match=r"fold 1 of 2 missing.*--folds 2 --resume"):
         gather([folds])
+    with pytest.raises(UserError, match=r"fold 1 of 2 missing.*--folds 2 --resume"):
+        blend.main(["--runs", str(folds), str(runs / "swin"), "--output", str(tmp_path / "out")])
+    (folds / "state/folds.json").unlink()  # a folder that holds what was copied from another machine
+    with pytest.raises(
+        UserError, match=r"holds fold-2, not assembled yet.*assemble all with python"
+    ) as caught:
+        gather([folds])
+    again = shlex.split(str(caught.value).partition("assemble all with ")[2])
+    assert again[-3:] == ["--resume", "--output", str(folds)] and "--fold" not in again
+    assert train.main(again[2:]) == 0 and len(gather([folds]).leaves) == 2
 
 
 def test_ranks_where_order_alone_counts_and_each_output_stands_for_itself() -> None:
@@ -291,6 +301,16 @@ def test_a_blend_predicts_like_any_run(
     assert find_origin(tmp_path / "blend.csv").metric == "val_log_loss"
 
 
+def test_a_blend_with_one_of_the_folds_alone_is_judged_on_parts_of_its_rows(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "FEWEST_ROWS", 12)  # a fold of the small competition
+    words = ["--runs", str(runs / "folds"), str(runs / "folds/fold-2"), "--output", str(tmp_path / "out")]
+    assert blend.main(words) == 0
+    said = capsys.readouterr().out
+    assert "12 rows that no model saw" in said and "nothing is written" in said and "nan" not in said
+
+
 def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -> None:
     other = shutil.copytree(runs / "swin", tmp_path / "swin")
     record = read_json(other / "run.json")
@@ -303,6 +323,13 @@ def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -
     )
     with pytest.raises(UserError, match="classes differ: 'red', 'violet'"):
         blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    number = {"kind": "continuous", "names": ["price"]}
+    write_json(other / "run.json", record | {"class_names": ["price"], "target": number, "prior": None})
+    np.save(other / "oof.npy", np.zeros((24, 1), dtype=np.float32))
+    with pytest.raises(UserError, match=r"predicts a number, .* predicts one of 3 classes"):
+        blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        blend.main(["--runs", str(runs / "folds"), str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="two different runs"):
         blend.main(["--runs", str(runs / "folds"), str(runs / "folds")])
     with pytest.raises(UserError, match=r"only 8 rows[\s\S]*--folds"):

@@ -53,6 +53,13 @@ def test_greedy_weights_are_how_often_a_member_was_added() -> None:
     assert alone == (1.0,)
 
 
+def test_rows_without_a_defined_metric_give_equal_weights() -> None:
+    target = Target("binary", ("no", "yes"), positive=("yes",))
+    members = np.array([[[0.2], [0.4]], [[0.6], [0.1]]], dtype=np.float32)
+    one_class = Scale(target, "roc_auc", target.encode(["no", "no"]))
+    assert greedy(one_class, members, np.arange(2)) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(("seed", "said"), [(17, True), (0, False)])
 def test_a_blend_of_runs_with_the_same_mistakes_says_that_nothing_shows_a_gain(
     seed: int, said: bool, capsys: pytest.CaptureFixture[str]

@@ -58,7 +58,7 @@ def read_groups(
         return None
     source, column = _with_column(sources, labelled, asked.column, folder.root)
     table = source.table
-    _refuse_empty(table, column)
+    _refuse_empty(table, column, "group")
     return _complete(
         labelled, _by_image(labelled, folder, source, column), f"{table.path}, column {column!r}"
     )
@@ -141,7 +141,7 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
         )
     ids = table.column(_called(table, "id"))
     cells = [cell.strip() for cell in table.column(_called(table, name))]
-    _refuse_empty(table, _called(table, name))
+    _refuse_empty(table, _called(table, name), name)
     values: dict[str, set[str]] = {}
     if set(labelled.ids) <= {text.strip() for text in ids}:
         for text, cell in zip(ids, cells, strict=True):
@@ -185,12 +185,12 @@ def _refuse_two(found: Mapping[str, set[str]], where: str, what: str) -> None:
     )
 
 
-def _refuse_empty(table: Table, column: str) -> None:
+def _refuse_empty(table: Table, column: str, name: str) -> None:
     empty = [line for line, cell in zip(table.lines, table.column(column), strict=True) if not cell.strip()]
     if empty:
+        alone = " (a row without a group: a value of its own)" if name == "group" else ""
         raise UserError(
-            f"{table.path}: {numbered(empty)}: column {column!r} is empty; give each row a value (a row "
-            "without a group: a value of its own)"
+            f"{table.path}: {numbered(empty)}: column {column!r} is empty; give each row a value{alone}"
         )
 
 
@@ -207,6 +207,11 @@ def take_folds(ids: Sequence[str], stated: Mapping[str, str], where: str, count:
             f"{where}: {len(missing):,} of {counted(len(ids), 'labelled id')} have no fold: {quoted(missing)}"
         )
     kinds = sorted({stated[row_id] for row_id in ids}, key=_sort_key)
+    if len(kinds) == 1:
+        raise UserError(
+            f"{where} puts all {counted(len(ids), 'labelled id')} into the fold {kinds[0]!r}: at least 2 are "
+            "needed; give some rows another fold, or remove this fold assignment"
+        )
     if len(kinds) != count:
         found = f"{where} holds {counted(len(kinds), 'fold')} ({quoted(kinds)})"
         raise UserError(

@@ -16,7 +16,7 @@ from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array, replacing, write_json
 from pipeline.folds.decisions import judge
-from pipeline.folds.plan import Plan, fold_command, read_start
+from pipeline.folds.plan import Plan, fold_command
 from pipeline.folds.prior import calibration
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
@@ -345,9 +345,7 @@ def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: 
     known = {row.id for row in competition.train}
     names = competition.target.names
     for number, one in held.items():
-        again = fold_command(
-            str((read_start(plan.output) or {}).get("command") or command), number, plan.output
-        )
+        again = fold_command(command, number, plan.output)
         mine, found = set(plan.ids(number)), set(one.ids)
         gone = [] if recipe.data.skip_bad_images else sorted(mine - found)
         if foreign := sorted(found - mine):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTS = 5
+# A part is judged by weights that are fitted on the other rows, so no part may hold nearly all of them
+LARGEST_PART = 0.75
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,8 +109,8 @@ def _parts(
 ) -> np.ndarray:
     """Return (N,) the part of each row: rows of one part are judged together.
 
-    The parts are the folds of the first member that has folds, so groups stay whole; otherwise they are
-    stratified.
+    The parts are the folds of the first member that has folds, so groups stay whole. They are stratified if
+    there is none, or if nearly all rows are in one fold (a member is one of the folds alone).
     """
     import numpy as np
 
@@ -117,7 +119,9 @@ def _parts(
     for member in members:
         if member.folds:
             names = sorted(set(member.folds.values()))
-            return np.array([names.index(member.folds[row_id]) for row_id in ids])
+            parts = np.array([names.index(member.folds[row_id]) for row_id in ids])
+            if np.bincount(parts).max() <= LARGEST_PART * len(ids):
+                return parts
     return np.array(make_folds(target, labels, Units(tuple(range(len(ids))), 0, ()), PARTS, seed)[0])
 
 

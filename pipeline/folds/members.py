@@ -13,7 +13,7 @@ from pipeline.folds.assembly import (
     read_held,
     read_oof_table,
 )
-from pipeline.folds.team import in_order
+from pipeline.folds.team import in_order, refuse_unfinished
 from pipeline.predictions import Predictions
 from pipeline.run_names import OOF_TABLE, OOF_VALUES, VAL_TABLE
 from pipeline.run_record import RunRecord, read_record
@@ -49,9 +49,10 @@ def read_member(path: Path) -> Member:
     """
     record = read_record(path) if path.is_dir() else None
     if record is None:
+        refuse_unfinished(path)
+        what = "holds no finished run" if path.is_dir() else "does not exist"
         raise UserError(
-            f"{path} holds no finished run: a blend needs trained runs (python train.py) with validation "
-            "rows or folds"
+            f"{path} {what}: a blend needs trained runs (python train.py) with validation rows or folds"
         )
     if record.task == "vqa":
         raise UserError(f"{path} answers questions: only runs on images with labels can be blended")
@@ -91,13 +92,12 @@ def check_alike(members: Sequence[Member]) -> None:
     first, problems = members[0], []
     for other in members[1:]:
         mine, theirs = first.record.target, other.record.target
-        if mine.kind != theirs.kind or set(mine.names) != set(theirs.names):
-            differ = sorted(set(mine.names) ^ set(theirs.names))
-            what = (
-                f"classes differ: {quoted(differ)}"
-                if differ
-                else f"{theirs.describe()}, not {mine.describe()}"
+        if mine.kind != theirs.kind:
+            problems.append(
+                f"{other.path} predicts {theirs.describe()}, {first.path} predicts {mine.describe()}"
             )
+        elif differ := sorted(set(mine.names) ^ set(theirs.names)):
+            what = f"classes differ: {quoted(differ)}"
             problems.append(f"{other.path}, compared with {first.path}: {what}")
         elif other.record.metric != first.record.metric:
             problems.append(

@@ -7,7 +7,7 @@ folds are trained.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,36 @@ def fold_command(command: str, number: int, output: Path) -> str:
     """Return the command that trains only fold `number` into `output`, made from the `command` for all
     folds.
     """
+    return shlex.join([*_without_place(command), "--fold", str(number), "--output", str(output)])
+
+
+def folds_command(command: str, output: Path) -> str:
+    """Return the command that trains the missing folds in `output` and assembles all, made from the `command`
+    of one fold.
+    """
+    return shlex.join([*_without_place(command), "--resume", "--output", str(output)])
+
+
+def full_command(commands: Iterable[str]) -> str:
+    """Return the first of stored `commands` without --resume: only such a command surely names the recipe."""
+    commands = list(commands)
+    return next((one for one in commands if "--resume" not in words_of(one)), next(iter(commands), ""))
+
+
+def original_command(stored: str, output: Path) -> str:
+    """Return the command for all folds, made from the `stored` one that started the folds in `output`.
+
+    A command that resumes them may take the recipe from the folder, so it would not train a fold again.
+    """
+    if not {"--fold", "--resume"} & set(words_of(stored)):
+        return stored
+    return shlex.join([*_without_place(stored), "--output", str(output)])
+
+
+def _without_place(command: str) -> list[str]:
+    """Return the words of a stored `command` without the flags that say which fold and where."""
     kept, skip = [], False
-    for word in words_of(command) or ["python", "train.py"]:
+    for word in words_of(command) or ["python", "train.py", "--folds", "K"]:
         flag, _, value = word.partition("=")
         if skip and not word.startswith("-"):
             skip = False
@@ -155,7 +183,7 @@ def fold_command(command: str, number: int, output: Path) -> str:
         else:
             kept.append(word)
             skip = False
-    return shlex.join([*kept, "--fold", str(number), "--output", str(output)])
+    return kept
 
 
 def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: int) -> Plan:

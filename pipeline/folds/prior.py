@@ -58,14 +58,20 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
     """
     import numpy as np
 
+    if not path.exists():
+        raise UserError(
+            f"--prior {path}: there is no such file; name a CSV file with the columns class and share (or "
+            f"count), or write {ESTIMATE}"
+        )
     table = load_table(path)
+    classes = next((name for name in table.columns if name.strip().lower() == "class"), None)
     column = next((name for name in table.columns if name.strip().lower() in SHARE_NAMES), None)
-    if "class" not in table.columns or column is None:
+    if classes is None or column is None:
         raise UserError(
             f"{path}: expected the columns class and share (or count), found {quoted(table.columns)}"
         )
     shares, problems = {}, []
-    for line, name, cell in zip(table.lines, table.column("class"), table.column(column), strict=True):
+    for line, name, cell in zip(table.lines, table.column(classes), table.column(column), strict=True):
         try:
             value = float(cell)
         except ValueError:
@@ -81,8 +87,9 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
         problems.append(f"no row for {quoted(missing)}")
     raise_all(problems, f"{path} (--prior):")
     found = np.array([shares[name] for name in target.names])
-    if found.sum() <= 0:
+    if found.max() <= 0:
         raise UserError(f"{path} (--prior): every share is 0")
+    found /= found.max()  # the sum of large counts may be infinite
     return found / found.sum()
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.folds.averaging import RANKS, average, by_ranks
-from pipeline.folds.plan import fold_command, read_start
+from pipeline.folds.plan import fold_command, folds_command, full_command, read_start
 from pipeline.predictions import Predictions
 from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
 from pipeline.run_record import RunRecord, read_record
 from pipeline.targets.target import Target
-from pipeline.wording import counted, quoted
+from pipeline.wording import counted, listed, quoted
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
@@ -195,7 +195,7 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
         )
     record = read_record(path) if path.is_dir() else None
     if record is None or record.kind == "run":
-        _refuse_unfinished(path)
+        refuse_unfinished(path)
         run = load_run(path)
         return run.record, [Leaf(run, weight)]
     members = record.values.get("members")
@@ -222,10 +222,22 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
     ]
 
 
-def _refuse_unfinished(path: Path) -> None:
+def refuse_unfinished(path: Path) -> None:
+    """Check that `path` does not hold folds that are not put together.
+
+    Raises:
+        UserError: it does; the command that finishes them is named.
+    """
     if not path.is_dir():
         return
-    start = read_start(path)
+    start, copied = read_start(path), sorted(folder.parent for folder in path.glob(f"fold-*/{RECORD}"))
+    if start is None and copied and not (path / RECORD).exists() and not model_dirs(path):
+        stored = [str(read_record(folder).values.get("command") or "") for folder in copied]
+        command = folds_command(full_command(stored), path)
+        raise UserError(
+            f"{path} holds {listed([folder.name for folder in copied])}, not assembled yet: train what is "
+            f"missing and assemble all with {command}"
+        )
     numbers = range(1, start["folds"] + 1) if start else []
     missing = [number for number in numbers if not (path / f"fold-{number}" / RECORD).exists()]
     if start:

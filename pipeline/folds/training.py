@@ -19,7 +19,7 @@ from pipeline.files import set_aside
 from pipeline.folds.assembly import assemble, is_put_together
 from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, is_child, run_children
-from pipeline.folds.plan import Plan, plan_folds, read_start
+from pipeline.folds.plan import Plan, folds_command, full_command, original_command, plan_folds, read_start
 from pipeline.lock import holding_folder
 from pipeline.ranks import world_size
 from pipeline.recipe import Recipe
@@ -27,6 +27,7 @@ from pipeline.run import run_entries
 from pipeline.run_names import RECORD
 from pipeline.run_record import read_record, read_values
 from pipeline.training.resume import DECIDE_NOTHING
+from pipeline.wording import listed
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
     with hold:
         start = read_start(output)
         if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
+            _check_count(output, len(record.values["members"]), args.folds)
             if is_put_together(output, record):
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
             # One fold is missing or was trained again
-            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}
+            start = {name: record.values.get(name) for name in ("recipe", "command")}
+            start["folds"] = len(record.values["members"])
         _check_before(args, output, start)
         if start and args.resume and not args.fold and args.parallel is None:
             args.parallel = start.get("parallel")  # another number changes the threads and so the rounding
@@ -97,6 +100,8 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             _train_in_turn(args, command, started, steps, recipe, competition, plan, todo)
         if args.fold:
             return EXIT_DONE if is_child() else _say_what_is_left(args, plan)
+        if args.resume == "exact" and start and start.get("command"):
+            command = original_command(str(start["command"]), output)
         return assemble(plan, recipe, competition, command, args.data)
 
 
@@ -135,11 +140,8 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] | None) -> None:
     """Raise if the output folder holds unfinished work that this command would not continue."""
-    if start is not None and start["folds"] != args.folds:
-        raise UserError(
-            f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} "
-            "--resume, or another --output"
-        )
+    if start is not None:
+        _check_count(output, start["folds"], args.folds)
     lost = args.fold and not (output / f"fold-{args.fold}" / RECORD).exists()
     if args.fold and (record := read_record(output)) and not (record.kind == "folds" and lost):
         what = "complete folds" if record.kind == "folds" else "another run"
@@ -160,20 +162,31 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
         )
 
 
+def _check_count(output: Path, held: int, asked: int) -> None:
+    if held != asked:
+        raise UserError(
+            f"{output} holds {held} folds, not {asked}: use --folds {held} --resume, or another --output"
+        )
+
+
 def _check_members(plan: Plan, recipe: Recipe) -> None:
     """Raise if an existing fold was trained with another recipe: the score must describe one recipe."""
-    problems = []
+    found: dict[str, list[int]] = {}
+    commands = []
     for number in plan.done():
         path = plan.folder(number) / RECORD
-        stored = validate_recipe(read_values(path).get("recipe") or {}, {}, str(path))
+        values = read_values(path)
+        commands.append(str(values.get("command") or ""))
+        stored = validate_recipe(values.get("recipe") or {}, {}, str(path))
         changed = {
-            key: values for key, values in differences(stored, recipe).items() if key not in DECIDE_NOTHING
+            key: change for key, change in differences(stored, recipe).items() if key not in DECIDE_NOTHING
         }
-        problems += [f"fold {number}: {key}: {values}" for key, values in changed.items()]
+        for key, change in changed.items():
+            found.setdefault(f"{key}: {change}", []).append(number)
     raise_all(
-        problems,
-        f"folds in {plan.output} were trained with another recipe; give the same flags, or use another "
-        "--output:",
+        [f"fold {listed(map(str, numbers))}: {change}" for change, numbers in found.items()],
+        f"folds in {plan.output} were trained with another recipe; give the same flags "
+        f"({folds_command(full_command(commands), plan.output)}), or use another --output:",
     )
 
 

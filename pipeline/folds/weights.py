@@ -82,6 +82,8 @@ def greedy(scale: Scale, members: np.ndarray, rows: np.ndarray) -> tuple[float, 
             waited += 1
         if waited >= PATIENCE:
             break
+    if not best_counts.any():  # the metric is undefined on these rows
+        return (1 / len(seen),) * len(seen)
     return tuple((best_counts / best_counts.sum()).tolist())
 
 
