@@ -281,10 +281,11 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(
     assert "WARNING: 1 id of 5 were NOT PREDICTED" in printed
 
 
-def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
+def test_no_time_at_all_still_gives_every_id(finished_run: Path, tmp_path: Path) -> None:
     run = load_run(finished_run / "run")
+    other = shutil.copytree(run.path, tmp_path / "other")
     competition = read_for(run, finished_run / "data")
-    made = predict_carried(carried_by(run.path, run.path), competition, 2, "fp32", 0.0, 1, Clock(1.0))
+    made = predict_carried(carried_by(run.path, other), competition, 2, "fp32", 0.0, 1, Clock(1.0))
     np.testing.assert_allclose(made.predictions.values, [run.record.prior] * 5, rtol=1e-6)
     assert len(made.rates) == 2
 

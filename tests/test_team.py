@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, TINY_RUN, colour_patch, make_competition
+from conftest import COLOURS, TINY_RUN, assert_says, colour_patch, make_competition
 from sklearn.metrics import log_loss
 
 import inference
@@ -218,6 +218,26 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
     again = shlex.split(str(caught.value).partition("assemble all with ")[2])
     assert again[-3:] == ["--resume", "--output", str(folds)] and "--fold" not in again
     assert train.main(again[2:]) == 0 and len(gather([folds]).leaves) == 2
+
+
+def test_a_fold_that_was_not_assembled_is_refused(runs: Path, tmp_path: Path) -> None:
+    """A fold of another run with the same classes; its validation tables may be missing, as in a bundle."""
+    folds = shutil.copytree(runs / "folds", tmp_path / "folds")
+    assert len(gather([folds]).leaves) == 2
+    shutil.rmtree(folds / "fold-2")
+    shutil.copytree(runs / "swin/fold-2", folds / "fold-2")
+    with pytest.raises(UserError) as caught:
+        gather([folds])
+    assert_says(str(caught.value), str(folds), "fold-2 changed", "--folds 2", "--resume", f"--output {folds}")
+    for name in ("val_predictions.csv", "val_probs.npy"):
+        (folds / "fold-2" / name).unlink()
+    assert len(gather([folds]).leaves) == 2
+
+
+def test_a_model_that_is_named_twice_is_refused(runs: Path) -> None:
+    with pytest.raises(UserError, match="twice") as caught:
+        gather([runs / "swin", runs / "other/../swin", runs / "folds"])
+    assert str(runs / "swin") in str(caught.value) and str(runs / "folds") not in str(caught.value)
 
 
 def test_ranks_where_order_alone_counts_and_each_output_stands_for_itself() -> None:

@@ -110,6 +110,23 @@ def is_put_together(output: Path, record: RunRecord) -> bool:
     return _by_image([whole]) == _by_image(parts)
 
 
+def other_members(output: Path, record: RunRecord) -> list[str]:
+    """Return the folds in `output` that were copied there from another run, or trained again, since the folds
+    were assembled.
+
+    They are compared by their validation predictions. Folds without them, as in a bundle, are not judged.
+    """
+    try:
+        assembled, found = _by_image([read_held(output)]), []
+        for name in record.values.get("members") or {}:
+            if (output / name / VAL_TABLE).is_file():
+                own = _by_image([read_held(output / name)])
+                found += [] if own.items() <= assembled.items() else [name]
+    except (OSError, UserError):  # no tables to compare, which prediction does not need
+        return []
+    return found
+
+
 def _by_image(parts: Sequence[Held]) -> dict[tuple[str, ...], bytes]:
     return {
         tuple(row): value.tobytes() for one in parts for row, value in zip(one.cells, one.values, strict=True)

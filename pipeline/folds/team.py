@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
+from pipeline.folds.assembly import other_members
 from pipeline.folds.averaging import RANKS, average, by_ranks
 from pipeline.folds.plan import fold_command, folds_command, full_command, read_start
 from pipeline.predictions import Predictions
@@ -107,9 +108,12 @@ def gather(paths: Sequence[Path]) -> Team:
     Each folder has the same weight; a blend has its own weights inside.
 
     Raises:
-        UserError: a folder holds no model, a fold or member is missing, or the models predict different
-            things (the differences are listed).
+        UserError: a folder is named twice or holds no model, a fold or member is missing or another one than
+            was assembled, or the models predict different things (the differences are listed).
     """
+    real = [Path(path).resolve() for path in paths]
+    if twice := [str(path) for path, folder in zip(paths, real, strict=True) if real.count(folder) > 1]:
+        raise UserError(f"--model names one folder twice ({listed(twice)}): name it once")
     named, leaves, rules = [], [], []
     for path in paths:
         record, found = _open(Path(path), 1 / len(paths), 0)
@@ -213,6 +217,12 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
                     *_how_made(record, missing),
                 ]
             )
+        )
+    if record.kind == "folds" and (others := other_members(path, record)):
+        command = folds_command(str(record.values.get("command") or ""), path)
+        raise UserError(
+            f"{path}: {listed(others)} changed since the folds were assembled (copied from another run, or "
+            f"trained again): assemble them again with {command}"
         )
     total = sum(members.values())
     return record, [
