@@ -229,6 +229,9 @@ def test_a_fold_that_was_not_assembled_is_refused(runs: Path, tmp_path: Path) ->
     with pytest.raises(UserError) as caught:
         gather([folds])
     assert_says(str(caught.value), str(folds), "fold-2 changed", "--folds 2", "--resume", f"--output {folds}")
+    (folds / "fold-1/val_probs.npy").write_bytes(b"damaged")  # which says nothing about fold 2
+    with pytest.raises(UserError, match="fold-2 changed"):
+        gather([folds])
     for name in ("val_predictions.csv", "val_probs.npy"):
         (folds / "fold-2" / name).unlink()
     assert len(gather([folds]).leaves) == 2

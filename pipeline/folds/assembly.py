@@ -99,38 +99,38 @@ def read_oof_table(path: Path) -> Table:
 
 def is_put_together(output: Path, record: RunRecord) -> bool:
     """Return True where all folds in `output` exist and their predictions equal the assembled ones."""
-    folders = [output / name for name in record.values.get("members") or {}]
-    needed = [output / OOF_TABLE, output / OOF_VALUES, *(folder / RECORD for folder in folders)]
-    if not folders or not all(path.is_file() for path in needed):
+    members = record.values.get("members") or {}
+    if not members or not all((output / name).is_file() for name in (OOF_TABLE, OOF_VALUES)):
         return False
-    try:
-        whole, parts = read_held(output), [read_held(folder) for folder in folders]
-    except UserError:
-        return False
-    return _by_image([whole]) == _by_image(parts)
+    assembled, parts = _by_image(output), [_by_image(output / name) for name in members]
+    return None not in parts and assembled == dict(pair for part in parts for pair in part.items())
 
 
 def other_members(output: Path, record: RunRecord) -> list[str]:
     """Return the folds in `output` that were copied there from another run, or trained again, since the folds
     were assembled.
 
-    They are compared by their validation predictions. Folds without them, as in a bundle, are not judged.
+    They are compared by their validation predictions. Folds without them, as in a bundle, are not judged:
+    prediction does not need them.
+    """
+    assembled = _by_image(output)
+    if assembled is None:
+        return []
+    parts = {name: _by_image(output / name) for name in record.values.get("members") or {}}
+    return [
+        name for name, part in parts.items() if part is not None and not part.items() <= assembled.items()
+    ]
+
+
+def _by_image(folder: Path) -> dict[tuple[str, ...], bytes] | None:
+    """Return the outputs of each row of the validation predictions in `folder`; None where they are missing
+    or damaged.
     """
     try:
-        assembled, found = _by_image([read_held(output)]), []
-        for name in record.values.get("members") or {}:
-            if (output / name / VAL_TABLE).is_file():
-                own = _by_image([read_held(output / name)])
-                found += [] if own.items() <= assembled.items() else [name]
-    except (OSError, UserError):  # no tables to compare, which prediction does not need
-        return []
-    return found
-
-
-def _by_image(parts: Sequence[Held]) -> dict[tuple[str, ...], bytes]:
-    return {
-        tuple(row): value.tobytes() for one in parts for row, value in zip(one.cells, one.values, strict=True)
-    }
+        held = read_held(folder)
+    except (OSError, UserError):
+        return None
+    return {tuple(row): value.tobytes() for row, value in zip(held.cells, held.values, strict=True)}
 
 
 def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:

@@ -80,12 +80,12 @@ def fuse_frozen(model: nn.Module) -> None:
     pass.
     """
     for module in model.modules():
-        if _is_held(module) and not isinstance(module, nn.Conv2d):
+        if _is_held_linear(module):
             module.forward = MethodType(_frozen_linear, module)
         elif (
             type(module).__name__ in PLAIN_MLP
             and getattr(module.activation_fn, "act", None) is nn.functional.gelu
-            and _is_held(module.fc1)
+            and _is_held_linear(module.fc1)
         ):
             module.forward = MethodType(_frozen_mlp, module)
 
@@ -259,27 +259,32 @@ def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
 
 
-def _is_held(module: nn.Module) -> bool:
+def _is_held_linear(module: nn.Module) -> bool:
     """Return True if the layer's weight and bias are frozen and in half precision."""
-    return type(module) in HELD and not any(
+    return type(module) is nn.Linear and not any(
         weight.requires_grad or weight.dtype == torch.float32 for weight in module.parameters(recurse=False)
     )
 
 
-def _frozen_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _fusable(x: torch.Tensor) -> torch.Tensor | None:
+    """Return `x` in half precision if oneDNN's operator takes it; None where torch's own layer runs."""
     dtype = _kept_dtype(x)
-    if dtype is None or not onednn.fuses(x.to(dtype)):
+    return x.to(dtype) if dtype is not None and onednn.fuses(x.device, dtype) else None
+
+
+def _frozen_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    half = _fusable(x)
+    if half is None:
         return nn.Linear.forward(module, x)
-    if torch.is_grad_enabled():
-        return FrozenLinear.apply(x.to(dtype), module.weight, module.bias)
-    return onednn.linear(x.to(dtype), module.weight, module.bias)
+    compute = FrozenLinear.apply if torch.is_grad_enabled() else onednn.linear
+    return compute(half, module.weight, module.bias)
 
 
 def _frozen_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
-    dtype = _kept_dtype(x)
-    if dtype is None or torch.is_grad_enabled() or not onednn.fuses(x.to(dtype)):
+    half = None if torch.is_grad_enabled() else _fusable(x)
+    if half is None:
         return type(module).forward(module, x)
-    return module.fc2(onednn.linear(x.to(dtype), module.fc1.weight, module.fc1.bias, gelu=True))
+    return module.fc2(onednn.linear(half, module.fc1.weight, module.fc1.bias, gelu=True))
 
 
 def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

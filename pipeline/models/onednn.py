@@ -7,6 +7,8 @@ that of torch.compile on a CPU (torch/_inductor/mkldnn_lowerings.py), adds both 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ def linear(
     `weight` (out, in) and `bias` (out,) have the dtype of x. Without GELU the result has the bits of
     `F.linear`. With GELU it is rounded once, where torch rounds twice. There is no gradient.
     """
-    if fuses(x):
+    if fuses(x.device, x.dtype):
         return torch.ops.mkldnn._linear_pointwise(
             x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else ""
         )
@@ -27,13 +29,14 @@ def linear(
     return F.gelu(output) if gelu else output
 
 
-def fuses(x: torch.Tensor) -> bool:
-    """Return True if oneDNN's operator takes `x` on this machine: bfloat16 on a CPU with instructions for
-    it.
+def fuses(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return True if oneDNN's operator takes tensors of `dtype` on `device`: bfloat16 on a CPU with
+    instructions for it.
     """
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and _has_operator()
+    return device.type == "cpu" and dtype == torch.bfloat16 and _has_operator()
 
 
+@cache
 def _has_operator() -> bool:
     found = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return found and torch.ops.mkldnn._is_mkldnn_bf16_supported()
