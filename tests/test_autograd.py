@@ -35,6 +35,7 @@ from pipeline.models.autograd import (
     ProductAttention,
     source_of,
 )
+from pipeline.models.dropout import Dropout
 from pipeline.models.half_weights import (
     attend_by_products,
     cache_frozen_bias,
@@ -114,7 +115,7 @@ def plain_block(
 ):
     w2, a = rest
     x = F.layer_norm(x, (8,), w, b, 1e-5)
-    adapted = F.linear(x, *FROZEN) + F.linear(F.linear(F.dropout(x, dropout), a[:2]), a[2:].T) * 0.5
+    adapted = F.linear(x, *FROZEN) + F.linear(F.linear(Dropout(dropout)(x), a[:2]), a[2:].T) * 0.5
     return F.linear(F.gelu(F.linear(x, w1, b1) + adapted), w2)
 
 

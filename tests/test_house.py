@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
     "": (
-        "ranks engines errors stopping files shapes run_names unfinished lock open_files wording "
+        "ranks engines errors importing stopping files shapes run_names unfinished lock open_files wording "
         "tables recipe_sections recipe config naming answers"
     ),
     "targets": (
@@ -45,7 +45,7 @@ WINGS = {
         "dataset tokenizer question_batches"
     ),
     "models": (
-        "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles "
+        "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "
         "adapter_settings adapter_starts adapter_files lora onednn autograd half_weights attention_maps "
         "openvino_model int8_model encoders fusion"
     ),

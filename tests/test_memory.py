@@ -150,7 +150,7 @@ def test_what_a_half_precision_forward_pass_keeps_is_what_a_real_one_keeps(kind:
             half, loss_with(half, True), count
         ), count
     assert after.weights < 0.7 * before.weights if lora else after.weights == before.weights
-    assert after.saved_per_image < 0.75 * before.saved_per_image
+    assert after.saved_per_image < 0.8 * before.saved_per_image
 
 
 class Living(TorchDispatchMode):

@@ -16,6 +16,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
 from pipeline.models import onednn
+from pipeline.models.dropout import drop, keep
 
 aten = torch.ops.aten
 
@@ -164,7 +165,7 @@ class AdaptedLinear(Function):
     ) -> torch.Tensor:
         """Return (..., out) in `dtype` of x (..., in). `source` as in `Linear`."""
         half = x.to(dtype)
-        dropped, mask = torch.native_dropout(half, dropout, True) if dropout else (half, None)
+        dropped, mask = drop(half, dropout) if dropout else (half, None)
         low = F.linear(dropped, a.to(dtype))
         ctx.save_for_backward(weight, a, b, low, mask, *(() if source else (half,)))
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -310,4 +311,4 @@ def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _drop(x: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    return x if mask is None else aten.native_dropout_backward(x, mask, 1 / (1 - dropout))
+    return x if mask is None else keep(x, mask, dropout)

@@ -23,6 +23,7 @@ from pipeline.models.adapter_files import SAFE, is_written_again, read_tensors, 
 from pipeline.models.adapter_settings import read_settings
 from pipeline.models.adapter_starts import convert, original_weights, originals, remember
 from pipeline.models.backbones import head_name, tensor_problems
+from pipeline.models.dropout import Dropout
 from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, modules_of
 
 try:
@@ -105,6 +106,10 @@ def attach(
     if variant == "dora":
         for name in names:  # the norms of their rows are part of the model, so they stay in float32 as saved
             adapted.get_submodule(f"base_model.model.{name}.base_layer").is_exact = True
+    for module in list(adapted.modules()):
+        for name, part in list(getattr(module, "lora_dropout", {}).items()):
+            if type(part) is nn.Dropout:
+                module.lora_dropout[name] = Dropout(part.p)
     hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
     if hit != len(names):
         raise RuntimeError(f"peft adapted {hit} layers, expected {len(names)}")
