@@ -14,17 +14,17 @@ from test_train import arguments
 import train
 from pipeline.errors import Interrupted, UserError
 from pipeline.training import attending
-from pipeline.training.attending import choose_attention
-from pipeline.training.compilation import Step
+from pipeline.training.attending import Call, Trial, choose_attention
 from pipeline.training.compute import Compute
 
 BF16, FP32 = Compute(torch.device("cpu"), "bf16"), Compute(torch.device("cpu"), "fp32")
 
 
 class Attending:
-    """A task that remembers how it was told to attend."""
+    """A task of one block that remembers how it was told to attend."""
 
     num_train = 8
+    model = torch.nn.Linear(1, 1)
 
     def __init__(self, layers: int = 2) -> None:
         self.layers, self.on = layers, False
@@ -37,11 +37,16 @@ class Attending:
         return [{"pixels": torch.ones(4, 4)}]
 
 
+def trial(seconds: float, update: float = 1.0, gradient: float = 1.0) -> Trial:
+    return Trial(seconds, torch.tensor([update]), torch.tensor([gradient]))
+
+
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Step]:
-    """What a step gives with products (True) and without: a test changes it."""
-    found = {False: Step(1.0, 2.0, 1.0, 1.0), True: Step(1.0, 2.0, 0.5, 0.5)}
-    monkeypatch.setattr(attending, "run_step", lambda task, *_: found[task.on])
+def trials(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Trial]:
+    """What a block gives with products (True) and without: a test changes it."""
+    found = {False: trial(1.0), True: trial(0.5)}
+    monkeypatch.setattr(attending, "_calls", lambda task, *_: [Call(task, (), {}, 2)])
+    monkeypatch.setattr(attending, "_run", lambda call, _: found[call.block.on])
     return found
 
 
@@ -51,38 +56,45 @@ def choose(
     compute: Compute = BF16,
     before: str | None = None,
     batches: int = 1000,
+    seconds: float = 1e4,
     check=lambda: None,
 ):
-    return choose_attention(task, compute, choice, 4, batches, 1e4, before, check)
+    return choose_attention(task, compute, choice, 4, batches, seconds, before, check)
 
 
 def no_room() -> None:
     raise UserError("a step of batch 4 needs about 9 GB")
 
 
-def test_what_is_faster_and_the_same_is_used(steps: dict[bool, Step]) -> None:
+def test_what_is_faster_and_the_same_is_used(trials: dict[bool, Trial]) -> None:
     task = Attending()
     kind, note = choose(task)
     assert kind == "products" and task.on and "2.00 x" in note
-    steps[True] = Step(1.0, 2.0, 1.0, 0.99)
+    trials[True] = trial(0.99)
     assert choose(task) == ("fused", None) and not task.on
-    steps[True] = Step(1.2, 2.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"update": 1.2}, {"gradient": 1.2}, {"update": float("nan")}])
+def test_another_result_is_not_used(trials: dict[bool, Trial], wrong: dict[str, float]) -> None:
+    task = Attending()
+    trials[True] = trial(0.5, **wrong)
     kind, note = choose(task)
-    assert kind == "fused" and not task.on and "its loss is 1.2" in note
+    assert kind == "fused" and not task.on and next(iter(wrong)) in note
 
 
-def test_it_is_not_tried_where_it_cannot_pay(steps: dict[bool, Step]) -> None:
+def test_it_is_not_tried_where_it_cannot_pay(trials: dict[bool, Trial]) -> None:
     assert choose(Attending(), compute=FP32) == ("fused", None)
-    assert choose(Attending(), batches=50) == ("fused", None)
+    assert choose(Attending(), batches=attending.MIN_MICRO_BATCHES - 1) == ("fused", None)
+    assert choose(Attending(), seconds=attending.MIN_SECONDS - 1) == ("fused", None)
     assert choose(Attending(layers=0)) == ("fused", None)
     task = Attending()
     assert choose(task, check=no_room) == ("fused", None) and not task.on
 
 
-def test_a_run_that_goes_on_keeps_its_form(steps: dict[bool, Step]) -> None:
+def test_a_run_that_goes_on_keeps_its_form(trials: dict[bool, Trial]) -> None:
     task = Attending()
     assert choose(task, before="fused") == ("fused", None) and not task.on
-    steps[True] = Step(9.0, 9.0, 9.0, 9.0)
+    trials[True] = trial(9.0, 9.0, 9.0)
     assert choose(task, before="products", batches=1) == ("products", None) and task.on
 
 
@@ -120,3 +132,23 @@ def test_a_run_by_products_trains_and_resumes_bit_for_bit(
     resumed = run("stopped", "--set", "attention=products", "--resume")
     for file in ("metrics.jsonl", "val_probs.npy", adapter):
         assert (resumed / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_the_blocks_of_a_model_are_tried_and_compared(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call for each shape of input, and both forms give the same."""
+    found: list[list[Call]] = []
+    compared: list[tuple[Trial, Trial]] = []
+    calls, difference = attending._calls, attending._difference
+    monkeypatch.setattr(attending, "MIN_SECONDS", 0)
+    monkeypatch.setattr(attending, "MIN_MICRO_BATCHES", 0)
+    monkeypatch.setattr(attending, "_calls", lambda *a: found.append(calls(*a)) or found[-1])
+    monkeypatch.setattr(attending, "_difference", lambda *a: compared.append(a[:2]) or difference(*a))
+    train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--precision", "bf16"))
+    layers = json.loads((tiny_backbone / "config.json").read_text())["num_hidden_layers"]
+    assert [[call.count for call in one] for one in found] == [[layers]]
+    ((fused, products),) = compared
+    assert fused.update.norm() > 0 and fused.gradient.norm() > 0
+    assert not torch.equal(fused.update, products.update)
+    assert attending._difference(fused, products, 2e-2) is None

@@ -1,25 +1,32 @@
 """Choose how training computes attention: torch's fused kernel, or two batched matrix products.
 
 Tried on this machine. On a CPU in half precision the backward pass of the fused kernel can take a fifth of a
-step for a twentieth of its arithmetic. This depends on tokens, heads and batch size, so it is measured with a
-micro-batch of the run. On a GPU, and in float32, the fused kernel is always used.
+step for a twentieth of its arithmetic. This depends on tokens, heads and batch size, so it is measured with
+the blocks of the run's model and a micro-batch of the run. On a GPU, and in float32, the fused kernel is
+always used.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.training.compilation import TOLERANCE, difference, run_step
+from pipeline.models.half_weights import blocks_of
+from pipeline.training.compilation import TOLERANCE
 from pipeline.training.compute import Compute
 from pipeline.training.image_sizes import LARGEST
 from pipeline.training.predict import Task
 
 Attention = Literal["fused", "products"]
-# Shortest training worth a trial: it costs twelve micro-batches, which a gain of 1.2 x earns back in 72
-MIN_SECONDS, MIN_MICRO_BATCHES = 20, 80
+# Shortest training worth a trial: it costs about two micro-batches, which a gain of 1.2 x earns back in 12
+MIN_SECONDS, MIN_MICRO_BATCHES = 10, 12
 TURNS = 3
 MIN_GAIN = 1.03  # a smaller gain may be noise
 
@@ -28,6 +35,27 @@ class AttendingTask(Task, Protocol):
     """A task whose model can compute attention by matrix products."""
 
     def attend_by_products(self, on: bool) -> int: ...  # returns 0 if the model cannot
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Forward and backward pass of one block. `update` is what it adds to its input, `gradient` what its
+    backward pass adds to the gradient.
+    """
+
+    seconds: float
+    update: torch.Tensor
+    gradient: torch.Tensor
+
+
+@dataclass
+class Call:
+    """A block of the model with its input; `count` blocks have an input of this shape."""
+
+    block: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    count: int = 0
 
 
 def choose_attention(
@@ -64,6 +92,11 @@ def choose_attention(
         if wanted == "products":
             raise UserError("attention: products is not supported by this backbone: --set attention=auto")
         return "fused", None
+    gain, problem = (1.0, None) if wanted == "products" else _try(task, compute, micro_batch_size)
+    by_products = wanted == "products" or (problem is None and gain >= MIN_GAIN)
+    task.attend_by_products(by_products)
+    if not by_products:
+        return "fused", problem and f"attention by matrix products is not used: {problem}"
     try:
         check_memory()
     except UserError:
@@ -73,28 +106,72 @@ def choose_attention(
         return "fused", None
     if wanted == "products":
         return "products", None
-    gain, problem = _try(task, compute, micro_batch_size)
-    by_products = problem is None and gain >= MIN_GAIN
-    task.attend_by_products(by_products)
-    if by_products:
-        return (
-            "products",
-            f"attention by matrix products: training steps are {gain:.2f} x as fast as with torch's fused "
-            "kernel",
-        )
-    return "fused", problem and f"attention by matrix products is not used: {problem}"
+    return (
+        "products",
+        f"attention by matrix products: the model's blocks train {gain:.2f} x as fast as with torch's fused "
+        "kernel",
+    )
 
 
 def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, str | None]:
-    """Return how much faster a step with products is, and why its result differs (None: equal up to
+    """Return how much faster the blocks are with products, and why their result differs (None: equal up to
     rounding).
     """
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
-    steps: dict[bool, list] = {False: [], True: []}
-    for _ in range(TURNS):
-        for by_products, done in steps.items():
-            task.attend_by_products(by_products)
-            done.append(run_step(task, compute, batch))
-    fused, products = (statistics.median(step.seconds for step in steps[kind]) for kind in (False, True))
-    return fused / products, difference(steps[False][0], steps[True][0], TOLERANCE[compute.precision])
+    seconds = {False: 0.0, True: 0.0}
+    with torch.random.fork_rng(devices=[]):
+        for call in _calls(task, compute, batch):
+            trials: dict[bool, list[Trial]] = {False: [], True: []}
+            for _ in range(TURNS):
+                for by_products, done in trials.items():
+                    task.attend_by_products(by_products)
+                    done.append(_run(call, compute))
+            if problem := _difference(trials[False][0], trials[True][0], TOLERANCE[compute.precision]):
+                return 1.0, problem
+            for by_products, done in trials.items():
+                seconds[by_products] += call.count * statistics.median(trial.seconds for trial in done)
+    task.model.zero_grad(set_to_none=True)
+    return seconds[False] / seconds[True] if seconds[True] else 1.0, None
+
+
+def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]) -> list[Call]:
+    """Return one call for each shape of input that a block of the model gets from `batch`."""
+    calls: dict[tuple[Any, ...], Call] = {}
+
+    def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        calls.setdefault(shapes, Call(block, args, kwargs)).count += 1
+
+    hooks = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks_of(task.model)]
+    task.model.train()
+    try:
+        with torch.no_grad(), compute.autocast():
+            task.loss(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(calls.values())
+
+
+def _run(call: Call, compute: Compute) -> Trial:
+    """Run a block forward and backward, with the same dropout masks in every run."""
+    torch.manual_seed(0)
+    hidden = call.args[0].detach().requires_grad_()
+    started = time.perf_counter()
+    with compute.autocast():
+        output = call.block(hidden, *call.args[1:], **call.kwargs)
+    output = output[0] if isinstance(output, tuple) else output
+    output.backward(output.detach())
+    seconds = time.perf_counter() - started
+    return Trial(seconds, (output - hidden).detach(), hidden.grad - output.detach())
+
+
+def _difference(fused: Trial, products: Trial, tolerance: float) -> str | None:
+    """Return how the results of a block differ; None if they are equal up to rounding."""
+    for name in ("update", "gradient"):
+        expected, found = getattr(fused, name).float(), getattr(products, name).float()
+        relative = ((found - expected).norm() / expected.norm().clamp(min=1e-6)).item()
+        if not relative <= tolerance:  # also NaN
+            return f"the {name} of a block differs by {relative:.2g} of its norm"
+    return None
