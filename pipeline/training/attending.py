@@ -120,18 +120,20 @@ def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
     seconds = {False: 0.0, True: 0.0}
-    with torch.random.fork_rng(devices=[]):
-        for call in _calls(task, compute, batch):
-            trials: dict[bool, list[Trial]] = {False: [], True: []}
-            for _ in range(TURNS):
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for call in _calls(task, compute, batch):
+                trials: dict[bool, list[Trial]] = {False: [], True: []}
+                for _ in range(TURNS):
+                    for by_products, done in trials.items():
+                        task.attend_by_products(by_products)
+                        done.append(_run(call, compute))
+                if problem := _difference(trials[False][0], trials[True][0], TOLERANCE[compute.precision]):
+                    return 1.0, problem
                 for by_products, done in trials.items():
-                    task.attend_by_products(by_products)
-                    done.append(_run(call, compute))
-            if problem := _difference(trials[False][0], trials[True][0], TOLERANCE[compute.precision]):
-                return 1.0, problem
-            for by_products, done in trials.items():
-                seconds[by_products] += call.count * statistics.median(trial.seconds for trial in done)
-    task.model.zero_grad(set_to_none=True)
+                    seconds[by_products] += call.count * statistics.median(trial.seconds for trial in done)
+    finally:
+        task.model.zero_grad(set_to_none=True)
     return seconds[False] / seconds[True] if seconds[True] else 1.0, None
 
 
@@ -140,6 +142,8 @@ def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]
     calls: dict[tuple[Any, ...], Call] = {}
 
     def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not args:  # its input is not known
+            return
         shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         calls.setdefault(shapes, Call(block, args, kwargs)).count += 1
 
