@@ -23,11 +23,11 @@ import numpy as np
 from tests.benchmarks.held_back import (
     DIGITS,
     Table,
-    accuracy_of,
     lay_out,
     logged,
     parser_of,
     run_train,
+    score_of,
     with_error,
 )
 
@@ -83,16 +83,16 @@ def measure(args: argparse.Namespace, table: Table, name: str, backbone: str, se
     if name == DIGITS:
         words += ["--set", "augmentation.horizontal_flip=false", "--set", "augmentation.crop_scale=[0.8,1.0]"]
     run_train(log, *words, "--folds", FOLDS, "--output", folds)
-    members = [accuracy_of(log, [folds / f"fold-{number}"], data) for number in range(1, FOLDS + 1)]
+    members = [score_of(log, [folds / f"fold-{number}"], data) for number in range(1, FOLDS + 1)]
     for number, value in enumerate(members, start=1):
         table.add(name, backbone, seed, f"fold {number}", value)
     table.add(name, backbone, seed, ARMS[1], float(np.mean(members)))
-    table.add(name, backbone, seed, ARMS[2], accuracy_of(log, [folds], data))
+    table.add(name, backbone, seed, ARMS[2], score_of(log, [folds], data))
     if name != DIGITS:
-        table.add(name, backbone, seed, ARMS[3], accuracy_of(log, [folds], data, "--tta", "flip"))
+        table.add(name, backbone, seed, ARMS[3], score_of(log, [folds], data, "--tta", "flip"))
     one = folds.with_name(folds.name.replace("folds-", "one-"))
     run_train(log, *words, "--output", one)
-    table.add(name, backbone, seed, ARMS[0], accuracy_of(log, [one], data))
+    table.add(name, backbone, seed, ARMS[0], score_of(log, [one], data))
     table.add(name, backbone, seed, ARMS[4], out_of_fold(folds))
 
 
@@ -106,17 +106,17 @@ def measure_blend(args: argparse.Namespace, table: Table, name: str, seed: int) 
     output = args.work / f"blend-{name}-{seed}"
     members = [folds_of(args, name, backbone, seed) for backbone in BACKBONES]
     log = output.with_suffix(".log")
-    table.add(name, BOTH, seed, BLENDED[0], accuracy_of(log, members, data))
+    table.add(name, BOTH, seed, BLENDED[0], score_of(log, members, data))
     with logged(log):
         blend.main(["--runs", *map(str, members), "--output", str(output)])
     said = re.findall(r"^chosen: .*|^no blend is better.*", log.read_text(encoding="utf-8"), re.MULTILINE)[-1]
     print(f"  {name}, seed {seed}: {said}", file=sys.stderr)
     if (output / "run.json").exists():
-        table.add(name, BOTH, seed, BLENDED[1], accuracy_of(log, [output], data))
+        table.add(name, BOTH, seed, BLENDED[1], score_of(log, [output], data))
         table.add(name, BOTH, seed, BLENDED[2], out_of_fold(output))
         return
     alone = next(member for member in members if f"{member} alone" in said)
-    table.add(name, BOTH, seed, BLENDED[1], accuracy_of(log, [alone], data))  # what the command says to use
+    table.add(name, BOTH, seed, BLENDED[1], score_of(log, [alone], data))  # what the command says to use
     table.add(name, BOTH, seed, BLENDED[2], out_of_fold(alone))
 
 

@@ -27,6 +27,8 @@ import inference
 import train
 
 DIGITS = "digits"  # made on the spot, as `make demo` does
+IN_ONE = 4  # photographs in an image of a set with several labels an image, two by two
+PART = 112  # the side of each of them
 
 
 def parser_of(
@@ -126,6 +128,54 @@ def _laid_out(
     return folder
 
 
+def lay_out_several(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int) -> Path:
+    """A competition with several labels an image: each image shows `IN_ONE` images of the competition `name`,
+    and its labels are their classes.
+
+    So many training `rows` and so many held back, drawn by `seed`, from two halves of the images of `name`:
+    no photograph is in both parts. Nothing is done where the folder is there.
+    """
+    from sklearn.model_selection import train_test_split
+
+    folder = work / f"data-{name}-{seed}-several"
+    if folder.exists():
+        return folder
+    paths, labels = labelled(name, competitions, work)
+    names, generator = sorted(set(labels)), np.random.default_rng(seed)
+    halves = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
+        root = Path(temporary) / folder.name
+        for part, half, count in zip(("train", "test"), halves, rows, strict=True):
+            lines = []
+            (root / part).mkdir(parents=True)
+            for number in range(count):
+                chosen = generator.choice(half, IN_ONE, replace=False)
+                key, shown = f"{part}_{number:05d}", {labels[row] for row in chosen}
+                _beside([paths[row] for row in chosen]).save(root / part / f"{key}.png")
+                lines.append((key, *(int(name in shown) for name in names)))
+            table = root / ("train.csv" if part == "train" else "solution.csv")
+            write_rows(table, [("id", *names), *lines])
+        write_rows(
+            root / "sample_submission.csv",
+            [("id", *names), *((line[0], *[0.5] * len(names)) for line in lines)],
+        )
+        (root / "competition.yaml").write_text("metric: average_precision\n", encoding="utf-8")
+        root.rename(folder)
+    return folder
+
+
+def _beside(paths: Sequence[Path]) -> Any:
+    """One RGB image of four, each `PART` px wide and high."""
+    from PIL import Image
+
+    image = Image.new("RGB", (2 * PART, 2 * PART))
+    for number, path in enumerate(paths):
+        with Image.open(path) as one:
+            image.paste(one.convert("RGB").resize((PART, PART)), (number % 2 * PART, number // 2 * PART))
+    return image
+
+
 def link(source: Path, target: Path) -> None:
     """The file `source` at `target` too: the same file where the disk allows it, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +193,13 @@ def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 def read_column(path: Path, column: str = "label") -> dict[str, str]:
     """id -> the cell of `column`."""
+    return {name: row[column] for name, row in read_rows(path).items()}
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """id -> the other cells of its row, by column."""
     with open(path, newline="", encoding="utf-8") as file:
-        return {row["id"]: row[column] for row in csv.DictReader(file)}
+        return {row.pop("id"): row for row in csv.DictReader(file)}
 
 
 @contextmanager
@@ -179,15 +234,25 @@ def run_train(log: Path, *words: str | Path) -> None:
         train.main([*words, *(["--resume"] if begun else [])])
 
 
-def accuracy_of(log: Path, models: Sequence[Path], data: Path, *flags: str) -> float:
-    """The share of the held-back images in `data` that `python inference.py --model ...` gets right."""
+def score_of(log: Path, models: Sequence[Path], data: Path, *flags: str) -> float:
+    """The share of the held-back images in `data` that `python inference.py --model ...` gets right; for
+    several labels an image the mean of their average precisions.
+    """
     with tempfile.TemporaryDirectory() as temporary, logged(log):
         output = Path(temporary) / "predictions.csv"
         words = ["--model", *map(str, models), "--data", str(data), "--output", str(output), *flags]
         print("$ python inference.py", *words)
         inference.main(words)
-        said, truth = read_column(output), read_column(data / "solution.csv")
-    return sum(said[name] == label for name, label in truth.items()) / len(truth)
+        said, truth = read_rows(output), read_rows(data / "solution.csv")
+    if "label" in next(iter(truth.values())):
+        return sum(said[name]["label"] == row["label"] for name, row in truth.items()) / len(truth)
+    from sklearn.metrics import average_precision_score
+
+    numbers = [
+        np.array([[float(cell) for cell in table[name].values()] for name in truth])
+        for table in (truth, said)
+    ]
+    return float(average_precision_score(*numbers, average="macro"))
 
 
 class Table:

@@ -24,12 +24,12 @@ import numpy as np
 from tests.benchmarks.held_back import (
     DIGITS,
     Table,
-    accuracy_of,
     lay_out,
     parser_of,
     read_column,
     read_split,
     run_train,
+    score_of,
     with_error,
 )
 
@@ -87,11 +87,11 @@ def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: s
         return
     run_train(log, *flags(args, data, folder, seed, clip, decay, precision, resize))
     use = ["--precision", precision]
-    table.add(name, seed, arm, "last", EPOCHS, accuracy_of(log, [folder], data, *use))
+    table.add(name, seed, arm, "last", EPOCHS, score_of(log, [folder], data, *use))
     best = best_epoch(folder)
     copies = [folder / "checkpoints" / f"epoch_{epoch:04d}" for epoch in range(1, EPOCHS + 1)]
-    table.add(name, seed, arm, "best", best, accuracy_of(log, [copies[best - 1]], data, *use))
-    table.add(name, seed, arm, "mean of the last 3", EPOCHS, accuracy_of(log, copies[-3:], data, *use))
+    table.add(name, seed, arm, "best", best, score_of(log, [copies[best - 1]], data, *use))
+    table.add(name, seed, arm, "mean of the last 3", EPOCHS, score_of(log, copies[-3:], data, *use))
     shutil.rmtree(folder / "checkpoints")
 
 

@@ -6,7 +6,8 @@ from the first row, seconds.
     python -m tests.benchmarks.recipe_tables --grid peft --table  # the table alone
 
 A grid is a file of `tests/benchmarks/grids/`, in the form of those of `make ablation`. DIR holds
-produce/ and clothing/; digits are made, and "produce, long tail" is cut from produce.
+produce/ and clothing/; digits are made, "produce, long tail" is cut from produce, and an image of "clothing,
+four in one" shows four of clothing, so it has several labels, and its score is the mean average precision.
 Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified, and is the seed
 of training. `--judge val` shows the accuracy of the run's own validation rows (of the last epoch) instead: by
 it settings are searched, so that held-back images stay unseen. `--workers 8` trains eight runs at a time,
@@ -34,10 +35,11 @@ from pipeline.recipe import Recipe
 from tests.benchmarks.held_back import (
     DIGITS,
     Table,
-    accuracy_of,
     lay_out,
+    lay_out_several,
     parser_of,
     run_train,
+    score_of,
     side_by_side,
     with_error,
 )
@@ -45,8 +47,10 @@ from tests.benchmarks.held_back import (
 GRIDS = Path(__file__).with_name("grids")
 # The end of a set's name: the first class keeps its training rows, the last one in ten
 TAILED = ", long tail"
+SEVERAL = ", four in one"  # several labels an image, see held_back.lay_out_several
 # For training, held back
 ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400), f"produce{TAILED}": (348, 232)}
+ROWS[f"clothing{SEVERAL}"] = (348, 400)
 SMALLER = {DIGITS: 2}  # by how much the side is divided: digits are images of 32 pixels
 OWN = {DIGITS: {"augmentation.horizontal_flip": False}}  # a mirrored digit is another symbol
 # data.pseudo_labels: the run of the grid's first row, same set and seed, and so the same split
@@ -94,6 +98,8 @@ def grid_file(grid: str) -> str:
 
 def laid_out(name: str, seed: int, args: argparse.Namespace) -> Path:
     """The folder of the set `name` with this seed, made where it is not there."""
+    if name.endswith(SEVERAL):
+        return lay_out_several(name.removesuffix(SEVERAL), args.competitions, args.work, ROWS[name], seed)
     return lay_out(
         name.removesuffix(TAILED),
         args.competitions,
@@ -144,7 +150,7 @@ def run(job: Job) -> tuple[Any, ...]:
     log = job.folder.with_suffix(".log")
     try:
         run_train(log, *job.words, "--output", job.folder)
-        accuracy = accuracy_of(log, [job.folder], job.laid_out)
+        accuracy = score_of(log, [job.folder], job.laid_out)
     except UserError as error:
         raise UserError(f"{job.row} on {job.data}, seed {job.seed}: {error}") from None
     record, lines = read_json(job.folder / "run.json"), read_json_lines(job.folder / "metrics.jsonl")
