@@ -17,6 +17,7 @@ import sys
 from functools import cache
 
 from pipeline.config import parse_assignments
+from pipeline.errors import run_command
 from pipeline.experiments.grids import load_grid
 from pipeline.files import human_time
 from pipeline.recipe import Recipe
@@ -76,4 +77,4 @@ def forward_operations(backbone: str, size: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
