@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.engines import INT8, add_flags
 from pipeline.errors import UserError, run_command
-from pipeline.importing import quick_imports
 from pipeline.ranks import is_first
 
 if TYPE_CHECKING:
@@ -89,20 +88,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected 1 or more")
 
-    with quick_imports():
-        from pipeline.files import check_place, sha256
-        from pipeline.folds.finishing import check_prior, finished
-        from pipeline.folds.kept import Kept
-        from pipeline.folds.team import gather, made_by, meet_over, predict_together
-        from pipeline.folds.views import choose_views, parse_views, predict_views
-        from pipeline.submission.belonging import check_belongs
-        from pipeline.submission.origin import record_origin
-        from pipeline.submission.write import write_predictions, write_results_json
-        from pipeline.tables import is_formula
-        from pipeline.tasks.apply import read_for
-        from pipeline.training.compute import choose_compute
-        from pipeline.training.processes import get_in_touch, part
-        from pipeline.wording import counted, quoted
+    from pipeline.files import check_place, sha256
+    from pipeline.folds.finishing import check_prior, finished
+    from pipeline.folds.kept import Kept
+    from pipeline.folds.team import gather, made_by, meet_over, predict_together
+    from pipeline.folds.views import choose_views, parse_views, predict_views
+    from pipeline.submission.belonging import check_belongs
+    from pipeline.submission.origin import record_origin
+    from pipeline.submission.write import write_predictions, write_results_json
+    from pipeline.tables import is_formula
+    from pipeline.tasks.apply import read_for
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.processes import get_in_touch, part
+    from pipeline.wording import counted, quoted
 
     get_in_touch()
     output = check_place(Path(args.output), "name a file with --output")

@@ -63,6 +63,14 @@ def build(kind: str, lora: bool) -> nn.Module:
     return model.train()
 
 
+def with_torchs_dropout(model: nn.Module) -> nn.Module:
+    """`model` with the dropout that PEFT itself puts into its adapters."""
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = nn.Dropout(module.lora_dropout["default"].p)
+    return model
+
+
 def loss_with(model: nn.Module, bf16: bool = False) -> Callable[[Callable, torch.Tensor], torch.Tensor]:
     def loss(forward: Callable, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -139,7 +147,7 @@ def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(
 
 @pytest.mark.parametrize(("kind", "lora"), [("beit", True), ("beit", False), ("vit", True), ("vit", False)])
 def test_what_a_half_precision_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool) -> None:
-    plain = build(kind, lora)
+    plain = with_torchs_dropout(build(kind, lora))
     half = build(kind, lora)
     use_half_weights(half, torch.bfloat16)
     before, after = (
@@ -150,7 +158,7 @@ def test_what_a_half_precision_forward_pass_keeps_is_what_a_real_one_keeps(kind:
             half, loss_with(half, True), count
         ), count
     assert after.weights < 0.7 * before.weights if lora else after.weights == before.weights
-    assert after.saved_per_image < 0.8 * before.saved_per_image
+    assert after.saved_per_image < 0.75 * before.saved_per_image
 
 
 class Living(TorchDispatchMode):

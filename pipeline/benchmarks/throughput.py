@@ -195,8 +195,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 def forward_flops(work: Work) -> int:
     """Return the floating-point operations of one image's forward pass, counted by torch."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForImageClassification
 
     # Not on meta tensors: BEiT shares its position index between all models of the process, and would keep an
@@ -206,8 +204,17 @@ def forward_flops(work: Work) -> int:
         .eval()
         .to(work.device)
     )
+    return count_flops(model, work.image_size)
+
+
+def count_flops(model: torch.nn.Module, image_size: int) -> int:
+    """Return the floating-point operations of `model` for one image of `image_size` x `image_size` pixels."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, work.image_size, work.image_size, device=work.device))
+        model(torch.zeros(1, 3, image_size, image_size, device=device))
     return counter.get_total_flops()
 
 

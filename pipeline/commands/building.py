@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
-from pipeline.importing import quick_imports
 from pipeline.open_files import IMAGE_TENSORS, QUESTION_TENSORS, allow_workers
 from pipeline.ranks import world_size
 
@@ -78,10 +77,9 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     if competition is None:
         competition = read_data(args, recipe, resumed_run)
 
-    with quick_imports():  # torch and transformers (seconds), so after all other checks
-        from pipeline.tasks.registry import task_module
-        from pipeline.training.compute import choose_compute
-        from pipeline.training.sharding import check_sharding
+    from pipeline.tasks.registry import task_module  # imports torch (seconds), so after all other checks
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.sharding import check_sharding
 
     if args.dry_run:  # a dry run writes nothing, so it has no cache
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})

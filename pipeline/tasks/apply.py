@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.engines import INT8, ON_CPU, TORCH
 from pipeline.errors import UserError
-from pipeline.importing import quick_imports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,8 +74,7 @@ def predict(
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
     """
-    with quick_imports():
-        from pipeline.tasks.registry import task_module
+    from pipeline.tasks.registry import task_module
 
     rows = list(competition.test if given is None else given)
     target = target_of(run, competition, task_module(run.task).num_outputs_of(run))

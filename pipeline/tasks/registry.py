@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from pipeline.errors import UserError
-from pipeline.tasks import classification, vqa
+from pipeline.importing import quick_imports
+
+with quick_imports():  # torch, transformers and peft: seconds
+    from pipeline.tasks import classification, vqa
 
 TASKS: dict[str, ModuleType] = {"classification": classification, "vqa": vqa}
 

@@ -92,11 +92,17 @@ def choose_attention(
         if wanted == "products":
             raise UserError("attention: products is not supported by this backbone: --set attention=auto")
         return "fused", None
-    gain, problem = (1.0, None) if wanted == "products" else _try(task, compute, micro_batch_size)
-    by_products = wanted == "products" or (problem is None and gain >= MIN_GAIN)
-    task.attend_by_products(by_products)
-    if not by_products:
-        return "fused", problem and f"attention by matrix products is not used: {problem}"
+    message = None
+    if is_tried:
+        gain, problem = _try(task, compute, micro_batch_size)
+        by_products = problem is None and gain >= MIN_GAIN
+        task.attend_by_products(by_products)
+        if not by_products:
+            return "fused", problem and f"attention by matrix products is not used: {problem}"
+        message = (
+            f"attention by matrix products: the model's blocks train {gain:.2f} x as fast as with torch's "
+            "fused kernel"
+        )
     try:
         check_memory()
     except UserError:
@@ -104,13 +110,7 @@ def choose_attention(
             raise
         task.attend_by_products(False)
         return "fused", None
-    if wanted == "products":
-        return "products", None
-    return (
-        "products",
-        f"attention by matrix products: the model's blocks train {gain:.2f} x as fast as with torch's fused "
-        "kernel",
-    )
+    return "products", message
 
 
 def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, str | None]:

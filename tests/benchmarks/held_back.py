@@ -104,9 +104,7 @@ def _laid_out(
     folder: Path,
     seed: int,
 ) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
-        root = Path(temporary) / folder.name
+    with laying_out(folder) as root:
         for row in train:
             link(paths[row], root / "train" / labels[row] / f"{row:05d}{paths[row].suffix}")
         order = np.random.default_rng(seed).permutation(sorted(held)).tolist()
@@ -120,12 +118,22 @@ def _laid_out(
             [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))],
         )
         (root / "competition.yaml").write_text("metric: accuracy\n", encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def laying_out(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which gets its name at the end of the block."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
+        root = Path(temporary) / folder.name
+        root.mkdir()
+        yield root
         try:
             root.rename(folder)
         except OSError:
             if not folder.exists():  # else another process has laid out the same rows
                 raise
-    return folder
 
 
 def lay_out_several(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int) -> Path:
@@ -143,12 +151,10 @@ def lay_out_several(name: str, competitions: Path, work: Path, rows: tuple[int, 
     paths, labels = labelled(name, competitions, work)
     names, generator = sorted(set(labels)), np.random.default_rng(seed)
     halves = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
-        root = Path(temporary) / folder.name
+    with laying_out(folder) as root:
         for part, half, count in zip(("train", "test"), halves, rows, strict=True):
             lines = []
-            (root / part).mkdir(parents=True)
+            (root / part).mkdir()
             for number in range(count):
                 chosen = generator.choice(half, IN_ONE, replace=False)
                 key, shown = f"{part}_{number:05d}", {labels[row] for row in chosen}
@@ -161,7 +167,6 @@ def lay_out_several(name: str, competitions: Path, work: Path, rows: tuple[int, 
             [("id", *names), *((line[0], *[0.5] * len(names)) for line in lines)],
         )
         (root / "competition.yaml").write_text("metric: average_precision\n", encoding="utf-8")
-        root.rename(folder)
     return folder
 
 

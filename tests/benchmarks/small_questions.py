@@ -43,6 +43,7 @@ from pipeline.run_names import FLOORS
 from tests.benchmarks.frozen_heads import BY_COUNT, HEADS, QUESTION_ALONE, simple_heads
 from tests.benchmarks.held_back import (
     Table,
+    laying_out,
     link,
     logged,
     parser_of,
@@ -149,9 +150,7 @@ def lay_out_questions(
     chosen = rest if size == "all" else rest[: int(size)]
     if exchanged:
         chosen, held = (_exchanged(part, seed) for part in (chosen, held))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
-        root = Path(temporary) / folder.name
+    with laying_out(folder) as root:
         for path in {row.path for row in (*chosen, *held)}:
             link(path, root / "images" / path.name)
         asked = ("question_id", "image", "question")
@@ -162,7 +161,6 @@ def lay_out_questions(
             [("question_id", "answer"), *((row.id, chosen[0].label) for row in held)],
         )
         write_rows(root / "solution.csv", [("question_id", "answer"), *((row.id, row.label) for row in held)])
-        root.rename(folder)
     return folder
 
 
