@@ -114,7 +114,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output, watches) if is_first else lambda report: None,
+        recorder_with_page(recorder, session.output, watches, epochs_of(schedule))
+        if is_first
+        else lambda report: None,
         epochs=epochs_of(schedule),
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
@@ -192,11 +194,12 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 
 def recorder_with_page(
-    recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]
+    recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch], epochs: int
 ) -> Callable[[Any], None]:
     """Return the function called after each epoch.
 
-    It writes the epoch's files and the page, and prints warnings.
+    It writes the epoch's files and the page, and prints warnings. After the last epoch `finish` writes the
+    page.
     """
     live_page = LivePage(output)
 
@@ -204,7 +207,7 @@ def recorder_with_page(
         recorder.epoch(report)
         for warning in filter(None, [watch.warning(recorder.history) for watch in watches]):
             print(warning, file=sys.stderr)
-        if problem := live_page.update():
+        if report.metrics["epoch"] < epochs and (problem := live_page.update()):
             print(problem)
 
     return on_epoch
