@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
 
 from pipeline.errors import UserError
 from pipeline.folds.decisions import Decision, judge, read_decision, serving
-from pipeline.folds.prior import estimate, mean_probabilities, read_prior, reweighted, shift
+from pipeline.folds.finishing import finished
+from pipeline.folds.prior import calibration, estimate, mean_probabilities, read_prior, reweighted, shift
 from pipeline.predictions import Predictions
 from pipeline.targets.metrics import METRICS, evaluate
 from pipeline.targets.target import KINDS, Target, multiclass
@@ -263,3 +265,37 @@ def test_two_classes_and_refusals(tmp_path: Path) -> None:
         shift(Predictions(("a",), np.array([[0.5, 0.1]], dtype=np.float32), labels), [0.5, 0.5], "estimate")
     with pytest.raises(UserError, match=r"--prior.*in training"):
         shift(Predictions(("a",), np.array([[0.5]], dtype=np.float32), binary), None, "estimate")
+
+
+@pytest.mark.parametrize("asked", ["file", "estimate"])
+def test_a_prior_and_the_temperature_calibrate_once(tmp_path: Path, asked: str) -> None:
+    rng, target = np.random.default_rng(0), multiclass("abc")
+
+    def too_sure(rows: int, shares: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        truth = rng.choice(3, rows, p=shares)
+        return truth, target.activate(4.5 * (1.5 * np.eye(3)[truth] + rng.normal(0, 1, (rows, 3))))
+
+    truth, values = too_sure(3000, [1 / 3] * 3)
+    record = calibration(target, truth, values)
+    judged = judge(target, "log_loss", truth, values, np.arange(3000) % 5)
+    record["decisions"] = [one.record(one.used) for one in judged]
+    team = SimpleNamespace(
+        **{name: record[name] for name in ("temperature", "mean_probabilities")},
+        record=SimpleNamespace(values=record),
+        prior=[1 / 3] * 3,
+        rule="probabilities",
+        leaves=(1, 2),
+        first=SimpleNamespace(target=target),
+        named=[SimpleNamespace(path="runs/folds")],
+    )
+    truth, values = too_sure(3000, [0.7, 0.2, 0.1])
+    raw = Predictions(tuple(map(str, range(3000))), values, target)
+    prior = tmp_path / "prior.csv"
+    prior.write_text("class,share\na,0.7\nb,0.2\nc,0.1\n")
+    prior = "estimate" if asked == "estimate" else str(prior)
+    plain, done = finished(team, raw, None, "auto")
+    assert done == {"decision": "temperature"}
+    both, done = finished(team, raw, prior, "auto")
+    assert done == {"prior": prior}
+    np.testing.assert_array_equal(both.values, finished(team, raw, prior, "off")[0].values)
+    assert log_loss(truth, both.values) < log_loss(truth, plain.values) - 0.1 < log_loss(truth, values)

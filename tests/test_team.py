@@ -322,6 +322,14 @@ def test_a_blend_predicts_like_any_run(
     wanted = sum(single[name] * weight for name, weight in weights.items())
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert find_origin(tmp_path / "blend.csv").metric == "val_log_loss"
+    # a mean of ranks is not what a mean over its members would be
+    write_json(output / "run.json", record | {"blend": record["blend"] | {"rule": RANKS}})
+    outer = ["--runs", str(output), str(runs / "folds"), "--output", str(tmp_path / "outer")]
+    with pytest.raises(UserError, match=r"blend.*ranks.*folds.*swin"):
+        blend.main(outer)
+    with pytest.raises(UserError, match=r"blend.*ranks.*folds.*swin"):
+        gather([output, runs / "folds"])
+    assert gather([output]).rule == RANKS
 
 
 def test_a_blend_with_one_of_the_folds_alone_is_judged_on_parts_of_its_rows(

@@ -53,15 +53,18 @@ def finished(
         UserError: a prior that does not fit, or a damaged decision.
     """
     done: dict[str, Any] = {}
+    is_calibrated = False
     if prior:
         check_prior(team, prior)
-        predictions, line = shift(predictions, team.prior, prior, team.temperature, team.mean_probabilities)
+        before = predictions
+        predictions, line = shift(before, team.prior, prior, team.temperature, team.mean_probabilities)
         print(f"  {line}")
         done["prior"] = prior
+        is_calibrated = predictions is not before and team.temperature is not None
     found = None
     if decision == "auto":
         found = read_decision(team.record.values if team.record else None, predictions.target)
-    if found is not None:
+    if found is not None and not (is_calibrated and found.kind == "temperature"):  # once is enough
         predictions = replace(
             predictions, values=found.apply(predictions.target, predictions.values), logits=None
         )

@@ -224,6 +224,11 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
             f"{path}: {listed(others)} changed since the folds were assembled (copied from another run, or "
             f"trained again): assemble them again with {command}"
         )
+    if (depth > 0 or weight < 1) and (record.values.get("blend") or {}).get("rule") == RANKS:
+        raise UserError(
+            f"{path} is a blend that averages ranks, and such a blend cannot be averaged again: name its "
+            f"members ({listed([str(path / name) for name in members])}) instead of it"
+        )
     total = sum(members.values())
     return record, [
         leaf
