@@ -180,6 +180,9 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
             {},
             ["--metric accuracy", "--metric rmse", "--metric qwk"],
         ),
+        (["1", "2"] * 9, ["0.5"], {}, ["--positive-class 2", "--metric rmse"]),
+        (["-1", "1"] * 9, ["0.5"], {}, ["--positive-class", "--metric rmse"]),
+        (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
     ],
 )
 def test_two_readings_are_an_error_that_shows_both(texts, sample, more, flags) -> None:

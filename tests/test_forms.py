@@ -240,3 +240,47 @@ def test_read_back_gives_what_was_written(tmp_path: Path) -> None:
     written(tmp_path, form, WHALES, [[0.1, 0.6, 0.2, 0.1], [0.05, 0.1, 0.25, 0.6]])
     read, problems = read_back(load_table(tmp_path / "predictions.csv"), form, WHALES)
     assert (read.ids, read.guesses, problems) == (("p", "q"), (("w1", "w2"), ("w3", "w2")), [])
+
+
+def test_labels_are_joined_as_the_sample_joins_them(tmp_path: Path) -> None:
+    trained = Target("multilabel", ("clear", "road"), separator="|")
+    for mark in (" ", ",", ";"):
+        form = sample(tmp_path / "s.csv", f'id,tags\np,"clear{mark}road"\nq,clear\n', trained, "micro_f1")
+        lines = written(tmp_path, form, trained, [[0.9, 0.8], [0.1, 0.8]])
+        assert lines[1].replace('"', "") == f"p,clear{mark}road"
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_metric_of_labels_writes_zeros_and_ones(tmp_path: Path, rows: bool) -> None:
+    text, more = "id,clear,water\np,0,1\nq,0,0\n", {}
+    if rows:
+        text = "id,v\np_clear,0\np_water,1\nq_clear,0\nq_water,0\n"
+        more = {"subjects": ("p", "p", "q", "q"), "row_labels": ("clear", "water") * 2}
+    values = [[0.3, 0.9, 0.1], [0.1, 0.1, 0.19]]  # the threshold is 0.2; the highest of q is chosen
+    form = sample(tmp_path / "s.csv", text, TAGS, "samples_f2", **more)
+    lines = written(tmp_path, form, TAGS, values)
+    expected = ["p_clear,1", "p_water,0", "q_clear,0", "q_water,1"] if rows else ["p,1,0", "q,0,1"]
+    assert lines[1:] == expected
+    bad = tmp_path / "bad.csv"
+    bad.write_text("\n".join(lines).replace(",1", ",0.5", 1) + "\n")
+    assert "2" in check_predictions(bad, form, TAGS)[0]
+    form = sample(tmp_path / "s.csv", text, TAGS, "log_loss", **more)
+    assert written(tmp_path, form, TAGS, values)[1].startswith(("p,0.3", "p_clear,0.3"))
+    with pytest.raises(UserError, match=r"row 2.*0\.5.*macro_f1"):
+        sample(tmp_path / "s.csv", text.replace(",0", ",0.5", 1), TAGS, "macro_f1", **more)
+
+
+def test_a_row_for_each_of_two_classes(tmp_path: Path) -> None:
+    more = {"subjects": ("p", "p"), "row_labels": ("cat", "dog")}
+    form = sample(tmp_path / "s.csv", "id,v\np_cat,0.5\np_dog,0.5\n", PETS, "roc_auc", **more)
+    assert written(tmp_path, form, PETS, [[0.25]], ids=("p",))[1:] == ["p_cat,0.75", "p_dog,0.25"]
+
+
+def test_what_one_cell_cannot_hold(tmp_path: Path) -> None:
+    joined = Target("binary", ("cat, dog", "fox"), positive=("fox",))
+    with pytest.raises(UserError, match=r"cat, dog.*--positive-class"):
+        sample(tmp_path / "s.csv", "id,label\np,cat\n", joined, "accuracy")
+    form = sample(tmp_path / "s.csv", "id,label\np,0\nq,1\n", joined, "accuracy")
+    assert written(tmp_path, form, joined, [[0.9], [0.1]])[1:] == ["p,1", "q,0"]
+    with pytest.raises(UserError, match=r"average_precision.*tags.*micro_f1"):
+        sample(tmp_path / "s.csv", "id,tags\np,clear road\n", TAGS, "average_precision")

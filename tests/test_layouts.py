@@ -755,10 +755,19 @@ def test_masks_boxes_and_confidences_are_refused_by_what_the_sample_asks_for(
     assert asked_for in message and repr(column) in message and "sample_submission.csv" in message
 
 
-@pytest.mark.parametrize("value", ["a", "a b", "Bison bison", "0.5", "0 1 2", "a 1"])
+@pytest.mark.parametrize("value", ["a", "a b", "Bison bison", "0.5", "a 1"])
 def test_labels_and_guesses_are_no_masks(tmp_path, value):
     asked = Asked(positive_class=("b",)) if value == "0.5" else Asked(metric="accuracy", kind=None)
     assert read_layout(sampled(tmp_path, "label", value), asked=asked).form is not None
+
+
+def test_lists_of_numbers_name_no_classes(tmp_path):
+    root = sampled(tmp_path, "label", "0 1 2")
+    for metric in (None, "map_at_3"):
+        with pytest.raises(UserError, match=r"sample_submission.*'label'.*'0 1 2'.*'a', 'b'"):
+            read_layout(root, asked=Asked(metric=metric))
+    asked = Asked(metric="map_at_3", kind="multiclass")  # the numbers are placeholders
+    assert read_layout(root, asked=asked).form.kind == "ranked"
 
 
 def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):

@@ -55,8 +55,8 @@ class Wanted:
 
     @property
     def numbers(self) -> bool:
-        """True if every value is a number."""
-        return bool(self.values) and all(is_number(value) for value in self.values)
+        """True if every value is a number, or a list of numbers with spaces between them."""
+        return bool(self.values) and all(is_number(part) for value in self.values for part in value.split())
 
     def suffixed(self, names: Sequence[str]) -> list[str]:
         """Return the `names` that end ids of the sample, as in `<image>_<label>`; empty if fewer than two

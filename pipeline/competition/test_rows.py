@@ -17,6 +17,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
 from pipeline.forms.recognise import made_up, recognise
 from pipeline.targets.evidence import Asked, SampleEvidence
+from pipeline.targets.readings import are_numbers
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import capped, counted, nearest, numbered, quoted
 
@@ -88,13 +89,16 @@ def find_test_images(
 
 def form_of(test: TestImages, target: Target | None, metric: str | None) -> SubmissionForm | None:
     """Return the form of predictions.csv; None without a sample submission and test images."""
-    target, metric = target or multiclass(()), metric or "accuracy"
+    target = target or multiclass(())
     if test.sample and test.resolved:
         resolved = test.resolved
+        if metric is None:  # without training data: a value for each label is a probability
+            several = resolved.row_labels or len(test.sample.table.columns) > 2
+            metric = "log_loss" if several and target.kind == "multilabel" else "accuracy"
         return recognise(
             test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels
         )
-    return made_up(target, metric, tuple(test.ids)) if test.ids else None
+    return made_up(target, metric or "accuracy", tuple(test.ids)) if test.ids else None
 
 
 def sample_evidence(test: TestImages) -> SampleEvidence | None:
@@ -131,6 +135,13 @@ def check_classes(
     if len(sample.columns) > 1:
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
+    if form is not None and asked.kind != "multiclass" and _are_lists_of_numbers(sample, target.names):
+        raise UserError(
+            f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
+            f"classes are called {quoted(target.names[:3])}: which number is which class is not known; use "
+            "the numbers as class names (folders 0, 1, ... or the label column of a table), or accept the "
+            "class names with --target multiclass"
+        )
     if form is None or form.kind != "label":
         return []
     known = set(target.names)
@@ -147,6 +158,13 @@ def check_classes(
             "data, or accept it with --target multiclass"
         )
     return [f"its {what} and taken as placeholders"]
+
+
+def _are_lists_of_numbers(sample: SampleEvidence, class_names: Sequence[str]) -> bool:
+    """Return True where cells hold several numbers each, but classes have names."""
+    cells = [row[0].split() for row in sample.cells]
+    several = any(len(parts) > 1 for parts in cells)
+    return several and not are_numbers(class_names) and are_numbers(part for parts in cells for part in parts)
 
 
 def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:

@@ -57,10 +57,19 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
         order = np.argsort(-values, axis=1, kind="stable")[:, : form.top_k]
         return [[form.separator.join(target.names[index] for index in order[row])] for row in rows]
     if form.kind == "rows":
-        place = {name: number for number, name in enumerate(target.output_names)}
-        write = _number if form.of_numbers else _probability
+        if target.kind == "binary":  # a row for each of the two classes
+            place, values = {name: number for number, name in enumerate(target.names)}, both_classes(values)
+        else:
+            place = {name: number for number, name in enumerate(target.output_names)}
+        if form.decided:
+            values = target.chosen(values).astype(int)
+        write = _number if form.of_numbers or form.decided else _probability
         return [[write(values[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
     table = columns_of(form, predictions)
+    if form.decided:
+        places = [target.names.index(name) for name in form.value_columns]
+        chosen = target.chosen(values)[rows][:, places].astype(int)
+        return [[_number(value) for value in row] for row in chosen]
     write = _number if form.kind == "number" else _probability
     return [[write(value) for value in table[row]] for row in rows]
 
@@ -89,7 +98,7 @@ def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
     target, exact = predictions.target, predictions.values.astype(np.float64)
     names = list(target.output_names)
     if target.kind == "binary" and len(form.value_columns) == 2:
-        names, exact = list(target.names), np.hstack([1 - exact, exact])
+        names, exact = list(target.names), both_classes(exact)
     if len(form.value_columns) == 1 and len(names) == 1:
         return exact
     if unknown := [name for name in form.value_columns if name not in names]:
@@ -98,6 +107,14 @@ def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
         # float32 sums differ from 1 within the nine digits written
         exact = exact / exact.sum(axis=1, keepdims=True)
     return exact[:, [names.index(name) for name in form.value_columns]]
+
+
+def both_classes(values: np.ndarray) -> np.ndarray:
+    """Return (N, 2) float64 probabilities of both classes from (N, 1) of the positive one."""
+    import numpy as np
+
+    exact = values.astype(np.float64)
+    return np.hstack([1 - exact, exact])
 
 
 def _probability(value: float) -> str:

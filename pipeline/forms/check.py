@@ -68,7 +68,10 @@ def read_back(table: Table, form: SubmissionForm, target: Target | None) -> tupl
         guesses, problems = _label_cells(table, column, form, known)
         return ReadBack(ids, (column,), None, guesses), problems
     values, problems = read_numbers(table, form.value_columns)
-    if form.kind != "number" and not form.of_numbers:
+    if form.decided:
+        other = [line for line, row in zip(table.lines, values, strict=True) if not set(row) <= {0.0, 1.0}]
+        problems += [f"{numbered(other)}: neither 0 nor 1, but labels are graded"] if other else []
+    elif form.kind != "number" and not form.of_numbers:
         problems += _probability_problems(values, table.lines, form)
     return ReadBack(ids, form.value_columns, values, None), problems
 

@@ -33,6 +33,8 @@ class SubmissionForm:
     separator: str = " "
     top_k: int = 0  # kind ranked: the maximum number of labels in a cell
     of_numbers: bool = False  # kind rows: the values are numbers, not probabilities
+    # kinds probabilities and rows: 1 for the labels of an image, 0 for the others, because labels are graded
+    decided: bool = False
     # kind label: the text for each of the target's names, if the file writes them otherwise (1 for dog)
     written: tuple[str, ...] = ()
     sums_to_one: bool = False  # kind probabilities: the metric requires that each row sums to 1
@@ -46,6 +48,8 @@ class SubmissionForm:
         """Describe the content of a cell, for messages."""
         columns = self.value_columns
         where = repr(columns[0]) if len(columns) == 1 else f"each of {len(columns):,} columns"
+        if self.decided:
+            return f"0 or 1 for each of {len(set(self.row_labels) or columns):,} labels"
         return {
             "label": f"one label in {columns[0]!r}",
             "number": f"a number in {where}",

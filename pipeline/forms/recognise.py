@@ -12,7 +12,15 @@ from pipeline.errors import raise_all
 from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.targets.metrics import find_metric
-from pipeline.targets.readings import are_numbers, has_fraction, named_after, several_guesses
+from pipeline.targets.readings import (
+    are_numbers,
+    has_fraction,
+    is_false,
+    is_true,
+    mark_between,
+    named_after,
+    several_guesses,
+)
 from pipeline.targets.target import Target
 from pipeline.wording import counted, nearest, numbered, quoted
 
@@ -46,6 +54,7 @@ def recognise(
         )
         raise_all(problems, f"{sample.path}:")
     cells = [cell.strip() for cell in sample.column(values[0])]
+    decided = target.kind == "multilabel" and find_metric(metric).needs == "labels"
     if row_labels:
         kind: FormKind = "rows"
         problems += _row_problems(row_labels, values, target)
@@ -55,8 +64,12 @@ def recognise(
     else:
         kind = "number" if target.kind == "continuous" else "probabilities"
         problems += _column_problems(values, target)
+    if decided and kind in ("probabilities", "rows"):
+        problems += _flag_problems(sample, values, metric)
     raise_all(problems, f"{sample.path}:")
     separator, top_k = target.separator, 0
+    if kind == "labels":
+        separator = mark_between(cells, target.names) or separator
     if kind == "ranked":
         guesses, found_separator = several_guesses(cells, target.names)
         separator = found_separator if guesses > 1 else " "
@@ -72,6 +85,7 @@ def recognise(
         separator=separator,
         top_k=top_k,
         of_numbers=kind == "rows" and target.kind == "continuous",
+        decided=decided and kind in ("probabilities", "rows"),
         written=_written(target, cells) if kind == "label" else (),
         sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
     )
@@ -160,9 +174,18 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     needs = find_metric(metric).needs
     if target.kind == "binary":
         if needs == "labels":
-            return "label", _fraction_problems(column, cells, target, metric)
+            problems = _fraction_problems(column, cells, target, metric)
+            if len(target.positive) != 1 or ", " in target.names[0]:
+                problems += _joined_problems(column, cells, target, metric)
+            return "label", problems
         return "probability", []
     if target.kind == "multilabel":
+        if needs == "probabilities":
+            return "labels", [
+                f"{metric} needs a probability of each label, but {column!r} is one column for all labels: "
+                "name the metric of the competition's page, such as --metric micro_f1, samples_f1 or "
+                "samples_f2"
+            ]
         return "labels", []
     if target.kind == "continuous":
         if target.num_outputs > 1:
@@ -197,6 +220,30 @@ def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric
         f"labels ({metric}): train with --metric roc_auc, log_loss or rmse (as the competition's page says); "
         "if labels are graded, write a label into the sample"
     ]
+
+
+def _joined_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
+    """Report that one side of a binary target is several classes, so the file cannot name one of them."""
+    if _written(target, cells):
+        return []
+    return [
+        f"{metric} scores a label in {column!r}, but --positive-class joins classes "
+        f"({quoted(target.names)}): leave --positive-class out, or use a metric of probabilities (--metric "
+        "roc_auc or log_loss)"
+    ]
+
+
+def _flag_problems(sample: Table, values: Sequence[str], metric: str) -> list[str]:
+    """Report a sample with other values than 0 and 1 where a metric of labels is asked."""
+    for name in values:
+        for line, cell in zip(sample.lines, sample.column(name), strict=True):
+            if cell.strip() and not (is_true(cell) or is_false(cell)):
+                return [
+                    f"row {line}, column {name!r}: {cell!r}, but {metric} scores labels, so 0 or 1 is "
+                    "expected: use a metric of probabilities (--metric log_loss or roc_auc), or write 0 or 1 "
+                    "there"
+                ]
+    return []
 
 
 def _column_problems(columns: Sequence[str], target: Target) -> list[str]:

@@ -8,6 +8,7 @@ guessed where a wrong guess would give a file that Kaggle accepts and scores bad
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -179,6 +180,14 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     if fractions:
         return _continuous(case, f"numbers such as {_first_fraction(names)}")
     if has_fraction(case.sample_cells):
+        if len(names) == 2 and case.one_column and all(_is_share(cell) for cell in case.sample_cells):
+            raise case.ambiguous(
+                f"the labels are {quoted(names)}, and the sample holds {case.sample_cells[0]}: a probability "
+                "or a number",
+                f"a probability of one of them is scored: --positive-class {names[1]} (or {names[0]}), and "
+                "--metric roc_auc or log_loss",
+                "a number is scored by its distance: --metric rmse (or mae, r2)",
+            )
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
         return (
@@ -201,6 +210,11 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     )
 
 
+def _is_share(cell: str) -> bool:
+    value = number(cell)
+    return value is not None and 0 <= value <= 1
+
+
 def _words(case: Case, names: tuple[str, ...]) -> Read:
     """Read texts: class names, or several labels in a cell."""
     labels, sample_cells = case.labels, case.sample_cells
@@ -215,6 +229,20 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(
             labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS
+        )
+    if (
+        several != "no"
+        and case.asked.kind is None
+        and case.metric is None
+        and separator == ","
+        and all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in labels.texts)
+        and are_numbers(sample_cells or ("0",))
+    ):
+        example = next(text for text in labels.texts if "," in text)
+        raise case.ambiguous(
+            f"{example!r} may be a number with a comma, or several labels",
+            f"a number: write it as {example.replace(',', '.')!r}, and --metric rmse",
+            "several labels per image: --target multilabel",
         )
     if several == "maybe" and _sample_holds_sets(case, separator):
         several = "yes"

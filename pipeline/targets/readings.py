@@ -119,6 +119,16 @@ def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> 
     return 1, " "
 
 
+def mark_between(cells: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the separator of a sample whose cells hold several of `names`; None where no cell does."""
+    known = set(names)
+    for separator in _as_written(cells, SEPARATORS):
+        parts = [split_parts(cell, separator) for cell in cells]
+        if any(len(found) > 1 and set(found) <= known for found in parts):
+            return separator
+    return None
+
+
 def named_after(column: str, class_names: Sequence[str]) -> str | None:
     """Return the class that a column is named after (`dog`, `is_dog`, `has_cactus`).
 
