@@ -14,7 +14,7 @@ from pipeline.submission.grading import score_predictions
 from pipeline.submission.score import main
 from pipeline.submission.write import write_predictions
 from pipeline.tables import load_table
-from pipeline.targets.target import multiclass
+from pipeline.targets.target import Target, multiclass
 
 IDS = ("a", "b", "c")
 LABEL = SubmissionForm("label", ("id", "label"), "id", IDS, None)
@@ -263,6 +263,74 @@ def test_classes_of_the_model_and_labels_it_does_not_know(tmp_path):
     )
     assert set(scores["class_names"]) == {"bird", "Cat", "cat", "dog"}
     assert (scores["unseen"], scores["foreign"]) == (["Cat", "dog"], ["dog"])
+
+
+PAIR = Target(
+    "continuous",
+    ("x", "y"),
+    separator="|",
+    center=(0.0, 0.0),
+    scale=(1.0, 100.0),
+    low=(-9, -900),
+    high=(9, 900),
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "predictions", "solution", "metric", "value"),
+    [
+        (
+            Target("multilabel", ("c", "d")),
+            SubmissionForm(
+                "rows", ("id", "v"), "id", ("a_c", "a_d"), None, subjects=("a",) * 2, row_labels=("c", "d")
+            ),
+            "id,v\na_c,0.9\na_d,0.1\n",
+            "id,v\na_c,True\na_d,False\n",
+            "roc_auc",
+            1.0,
+        ),
+        (
+            Target("binary", ("1", "0"), positive=("0",)),
+            SubmissionForm("probability", ("id", "p"), "id", ("a", "b"), None),
+            "id,p\na,0.9\nb,0.2\n",
+            "id,label\na,0\nb,1\n",
+            "roc_auc",
+            1.0,
+        ),
+        (
+            PAIR,
+            SubmissionForm("number", ("id", "y", "x"), "id", ("a", "b"), None),
+            "id,y,x\na,100,1\nb,200,2\n",
+            "id,y,x\na,0,0\nb,300,3\n",
+            "loss",  # each number is wrong by one scale
+            1.0,
+        ),
+        (
+            multiclass(("0", "1")),
+            LABEL,
+            "id,label\na,0\nb,1\n",
+            "id,label\na,0.0\nb,1.0\n",
+            "accuracy",
+            1.0,
+        ),
+        (
+            Target("multilabel", ("x", "y", "z"), separator="|"),
+            SubmissionForm("labels", ("id", "label"), "id", ("a", "b"), None, separator="|"),
+            "id,label\na,x|y\nb,z\n",
+            "id,label\na,x y\nb,z\n",
+            "micro_f1",
+            1.0,
+        ),
+    ],
+    ids=["rows of yes and no", "the label 0 is positive", "numbers in order", "1.0 is 1", "another mark"],
+)
+def test_a_solution_is_read_as_it_is_written(
+    tmp_path, target, form, predictions, solution, metric, value
+) -> None:
+    paths = files(tmp_path, predictions, solution)
+    scores = score_predictions(*paths, form=form, target=target, metric="rmse" if target is PAIR else metric)
+    assert scores["metrics"][metric] == pytest.approx(value)
+    assert not scores["unseen"]
 
 
 def test_ids_that_do_not_match(tmp_path):

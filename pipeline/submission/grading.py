@@ -12,7 +12,15 @@ from pipeline.forms.check import ReadBack, id_differences, read_back
 from pipeline.forms.form import SubmissionForm
 from pipeline.submission.solution import Solution, read_solution
 from pipeline.tables import Table, load_table
-from pipeline.targets.readings import are_flags, is_true, number
+from pipeline.targets.readings import (
+    are_flags,
+    are_numbers,
+    is_false,
+    is_true,
+    mark_between,
+    number,
+    split_parts,
+)
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, natural_key, nearest, quoted
 
@@ -130,16 +138,16 @@ def _arrays(
     if form.kind in ("number", "probability", "probabilities", "rows"):
         values = read.values[list(order)].astype(np.float64)
         if form.kind == "rows":  # each row is a separate value: yes or no, or a number
-            kind = target.kind if target.kind == "continuous" else "binary"
-            row_target = Target(
-                kind, (form.value_columns[0],) if kind == "continuous" else ("0", "1"), positive=("1", "1.0")
-            )
             texts = solution.texts()
+            if target.kind == "continuous":
+                row_target = Target("continuous", (form.value_columns[0],))
+            else:
+                row_target = Target("binary", ("0", "1"), positive=_true_ones(texts, solution))
             return _Arrays(row_target.fitted(texts), row_target.encode(texts), values), [], []
         if target.kind == "binary" and values.shape[1] == 2:
             values = values[:, [form.value_columns.index(target.names[1])]]
-        if target.kind != "binary" and form.kind == "probabilities":
-            target = replace(target, names=form.value_columns)
+        if target.kind != "binary" and form.kind in ("probabilities", "number"):
+            target = _in_order(target, form.value_columns)
         texts, unseen = _known(target, _truth_texts(target, solution))
         wide = replace(target, names=(*target.names, *unseen)) if unseen else target
         padded = np.pad(values, ((0, 0), (0, len(unseen)))) if unseen else values
@@ -171,6 +179,31 @@ def _arrays(
     return _Arrays(wide, wide.encode(texts), chosen=ranks[:, 0]), unseen, foreign
 
 
+def _true_ones(texts: Sequence[str], solution: Solution) -> tuple[str, ...]:
+    """Return the spellings of yes among `texts`, which are all yes or no.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not are_flags(texts):
+        strange = next(text for text in texts if not (is_true(text) or is_false(text)))
+        raise UserError(f"{solution.table.path}: {strange!r} in a row for one label: expected 0 or 1")
+    return tuple(dict.fromkeys(text for text in texts if is_true(text))) or ("1",)
+
+
+def _in_order(target: Target, columns: Sequence[str]) -> Target:
+    """Return the target with its outputs in the order of the file's columns."""
+    if target.kind != "continuous":
+        return replace(target, names=tuple(columns))
+    if len(columns) == 1:  # the name of the only number does not matter
+        return target
+    places = [target.names.index(name) for name in columns]
+    per_output = ("names", "center", "scale", "low", "high")
+    return replace(
+        target, **{name: tuple(getattr(target, name)[place] for place in places) for name in per_output}
+    )
+
+
 def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()) -> list[str]:
     """Return the solution's labels as the target writes them."""
     if len(solution.columns) > 1:
@@ -187,14 +220,16 @@ def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()
                 f"{solution.table.path}, row {bad[0]}: exactly one class column must hold 1, the others 0"
             )
         return [target.separator.join(row) for row in chosen]
-    if target.kind == "multilabel" and target.may_be_empty:
-        return [row[0].strip() for row in solution.cells]
+    if target.kind == "multilabel":
+        texts = [row[0].strip() for row in solution.cells] if target.may_be_empty else solution.texts()
+        mark = mark_between(texts, target.names) or target.separator
+        return [target.separator.join(split_parts(text, mark)) for text in texts]
     texts = solution.texts()
-    if target.kind == "binary" and are_flags(texts):
+    if target.kind == "binary" and are_flags(texts) and not set(texts) <= set(target.names):
         return [target.positive[0] if is_true(text) else "" for text in texts]
-    if target.kind == "ordinal":  # 2.0 means grade 2
+    if target.is_choice and are_numbers(target.names):  # 2.0 means 2
         by_value = {number(name): name for name in target.names}
-        return [by_value.get(number(text), text) for text in texts]
+        return [text if text in target.names else by_value.get(number(text), text) for text in texts]
     return [_as_named(target, written, text) for text in texts] if written else texts
 
 
