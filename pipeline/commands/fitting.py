@@ -114,9 +114,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output, watches, epochs_of(schedule))
-        if is_first
-        else lambda report: None,
+        recorder_with_page(recorder, session.output, watches) if is_first else lambda report: None,
         epochs=epochs_of(schedule),
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
@@ -194,7 +192,7 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 
 def recorder_with_page(
-    recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch], epochs: int
+    recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]
 ) -> Callable[[Any], None]:
     """Return the function called after each epoch.
 
@@ -207,7 +205,7 @@ def recorder_with_page(
         recorder.epoch(report)
         for warning in filter(None, [watch.warning(recorder.history) for watch in watches]):
             print(warning, file=sys.stderr)
-        if report.metrics["epoch"] < epochs and (problem := live_page.update()):
+        if report.metrics["epoch"] < recorder.epochs and (problem := live_page.update()):
             print(problem)
 
     return on_epoch

@@ -13,8 +13,7 @@ from pipeline.folds.assembly import (
     read_held,
     read_oof_table,
 )
-from pipeline.folds.averaging import RANKS
-from pipeline.folds.team import in_order, refuse_unfinished
+from pipeline.folds.team import in_order, refuse_ranks, refuse_unfinished
 from pipeline.predictions import Predictions
 from pipeline.run_names import OOF_TABLE, OOF_VALUES, VAL_TABLE
 from pipeline.run_record import RunRecord, read_record
@@ -57,12 +56,7 @@ def read_member(path: Path) -> Member:
         )
     if record.task == "vqa":
         raise UserError(f"{path} answers questions: only runs on images with labels can be blended")
-    if (record.values.get("blend") or {}).get("rule") == RANKS:
-        names = " ".join(str(path / name) for name in record.values.get("members") or ())
-        raise UserError(
-            f"{path} is a blend that averages ranks, and inference.py cannot average such a blend again: "
-            f"name its members instead of it: {names}"
-        )
+    refuse_ranks(path, record)
     target = record.target
     if record.kind == "run":
         if not (path / VAL_TABLE).exists():

@@ -117,12 +117,12 @@ def gather(paths: Sequence[Path]) -> Team:
     named, leaves, rules = [], [], []
     for path in paths:
         record, found = _open(Path(path), 1 / len(paths), 0)
+        if record and len(paths) > 1:
+            refuse_ranks(Path(path), record)
         first = found[0].run
         named.append(Named(Path(path), record.name if record else first.name, record))
         leaves += found
-        rules.append(
-            (record.values.get("blend") or {}).get("rule") if record and record.kind == "blend" else None
-        )
+        rules.append(_rule_of(record) if record else None)
     _check_alike(leaves)
     target, metric = leaves[0].run.target, leaves[0].run.metric
     rule = rules[0] if len(rules) == 1 and rules[0] else by_ranks(target, metric)
@@ -224,17 +224,33 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
             f"{path}: {listed(others)} changed since the folds were assembled (copied from another run, or "
             f"trained again): assemble them again with {command}"
         )
-    if (depth > 0 or weight < 1) and (record.values.get("blend") or {}).get("rule") == RANKS:
-        raise UserError(
-            f"{path} is a blend that averages ranks, and such a blend cannot be averaged again: name its "
-            f"members ({listed([str(path / name) for name in members])}) instead of it"
-        )
+    if depth > 0:
+        refuse_ranks(path, record)
     total = sum(members.values())
     return record, [
         leaf
         for name, share in members.items()
         for leaf in _open(path / name, weight * share / total, depth + 1)[1]
     ]
+
+
+def refuse_ranks(path: Path, record: RunRecord) -> None:
+    """Check that the models in `path` can be averaged with others, one by one.
+
+    Raises:
+        UserError: it is a blend that averages ranks; a mean of its members is another prediction.
+    """
+    if _rule_of(record) == RANKS:
+        members = [str(path / name) for name in record.values.get("members") or ()]
+        raise UserError(
+            f"{path} is a blend that averages ranks, and such a blend cannot be averaged again: name its "
+            f"members ({listed(members)}) instead of it"
+        )
+
+
+def _rule_of(record: RunRecord) -> str | None:
+    """Return how a blend averages its members; None if the record is not of a blend."""
+    return (record.values.get("blend") or {}).get("rule") if record.kind == "blend" else None
 
 
 def refuse_unfinished(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
@@ -49,6 +50,9 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
     """Return the cells beside the id, one list per row."""
     import numpy as np
 
+    if form.decided:
+        chosen = predictions.target.chosen(predictions.values)
+        predictions = replace(predictions, values=chosen.astype(np.float32))
     target, values = predictions.target, predictions.values
     if form.kind in ("label", "labels"):
         texts = label_texts(form, predictions)
@@ -57,19 +61,11 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
         order = np.argsort(-values, axis=1, kind="stable")[:, : form.top_k]
         return [[form.separator.join(target.names[index] for index in order[row])] for row in rows]
     if form.kind == "rows":
-        if target.kind == "binary":  # a row for each of the two classes
-            place, values = {name: number for number, name in enumerate(target.names)}, both_classes(values)
-        else:
-            place = {name: number for number, name in enumerate(target.output_names)}
-        if form.decided:
-            values = target.chosen(values).astype(int)
-        write = _number if form.of_numbers or form.decided else _probability
-        return [[write(values[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
+        names, exact = _outputs(predictions, both=target.kind == "binary")
+        place = {name: number for number, name in enumerate(names)}
+        write = _number if form.of_numbers else _probability
+        return [[write(exact[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
     table = columns_of(form, predictions)
-    if form.decided:
-        places = [target.names.index(name) for name in form.value_columns]
-        chosen = target.chosen(values)[rows][:, places].astype(int)
-        return [[_number(value) for value in row] for row in chosen]
     write = _number if form.kind == "number" else _probability
     return [[write(value) for value in table[row]] for row in rows]
 
@@ -93,12 +89,9 @@ def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
     Raises:
         UserError: the target has no output for a column.
     """
-    import numpy as np
-
-    target, exact = predictions.target, predictions.values.astype(np.float64)
-    names = list(target.output_names)
-    if target.kind == "binary" and len(form.value_columns) == 2:
-        names, exact = list(target.names), both_classes(exact)
+    target = predictions.target
+    both = target.kind == "binary" and len(form.value_columns) == 2
+    names, exact = _outputs(predictions, both)
     if len(form.value_columns) == 1 and len(names) == 1:
         return exact
     if unknown := [name for name in form.value_columns if name not in names]:
@@ -109,12 +102,14 @@ def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
     return exact[:, [names.index(name) for name in form.value_columns]]
 
 
-def both_classes(values: np.ndarray) -> np.ndarray:
-    """Return (N, 2) float64 probabilities of both classes from (N, 1) of the positive one."""
+def _outputs(predictions: Predictions, both: bool) -> tuple[list[str], np.ndarray]:
+    """Return the names of the outputs and (N, outputs) float64; `both`: both classes of a binary target."""
     import numpy as np
 
-    exact = values.astype(np.float64)
-    return np.hstack([1 - exact, exact])
+    target, exact = predictions.target, predictions.values.astype(np.float64)
+    if both:
+        return list(target.names), np.hstack([1 - exact, exact])
+    return list(target.output_names), exact
 
 
 def _probability(value: float) -> str:

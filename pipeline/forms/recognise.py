@@ -54,7 +54,6 @@ def recognise(
         )
         raise_all(problems, f"{sample.path}:")
     cells = [cell.strip() for cell in sample.column(values[0])]
-    decided = target.kind == "multilabel" and find_metric(metric).needs == "labels"
     if row_labels:
         kind: FormKind = "rows"
         problems += _row_problems(row_labels, values, target)
@@ -64,7 +63,12 @@ def recognise(
     else:
         kind = "number" if target.kind == "continuous" else "probabilities"
         problems += _column_problems(values, target)
-    if decided and kind in ("probabilities", "rows"):
+    decided = (
+        kind in ("probabilities", "rows")
+        and target.kind == "multilabel"
+        and find_metric(metric).needs == "labels"
+    )
+    if decided:
         problems += _flag_problems(sample, values, metric)
     raise_all(problems, f"{sample.path}:")
     separator, top_k = target.separator, 0
@@ -85,7 +89,7 @@ def recognise(
         separator=separator,
         top_k=top_k,
         of_numbers=kind == "rows" and target.kind == "continuous",
-        decided=decided and kind in ("probabilities", "rows"),
+        decided=decided,
         written=_written(target, cells) if kind == "label" else (),
         sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
     )

@@ -228,8 +228,8 @@ def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()
     if target.kind == "binary" and are_flags(texts) and not set(texts) <= set(target.names):
         return [target.positive[0] if is_true(text) else "" for text in texts]
     if target.is_choice and are_numbers(target.names):  # 2.0 means 2
-        by_value = {number(name): name for name in target.names}
-        return [text if text in target.names else by_value.get(number(text), text) for text in texts]
+        by_value, known = {number(name): name for name in target.names}, set(target.names)
+        return [text if text in known else by_value.get(number(text), text) for text in texts]
     return [_as_named(target, written, text) for text in texts] if written else texts
 
 

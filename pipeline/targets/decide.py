@@ -8,7 +8,6 @@ guessed where a wrong guess would give a file that Kaggle accepts and scores bad
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +20,10 @@ from pipeline.targets.readings import (
     SEPARATORS,
     are_flags,
     are_numbers,
+    are_shares,
     has_fraction,
     is_true,
+    may_have_decimal_commas,
     named_after,
     number,
     several_guesses,
@@ -180,7 +181,7 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     if fractions:
         return _continuous(case, f"numbers such as {_first_fraction(names)}")
     if has_fraction(case.sample_cells):
-        if len(names) == 2 and case.one_column and all(_is_share(cell) for cell in case.sample_cells):
+        if len(names) == 2 and case.one_column and are_shares(case.sample_cells):
             raise case.ambiguous(
                 f"the labels are {quoted(names)}, and the sample holds {case.sample_cells[0]}: a probability "
                 "or a number",
@@ -210,11 +211,6 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     )
 
 
-def _is_share(cell: str) -> bool:
-    value = number(cell)
-    return value is not None and 0 <= value <= 1
-
-
 def _words(case: Case, names: tuple[str, ...]) -> Read:
     """Read texts: class names, or several labels in a cell."""
     labels, sample_cells = case.labels, case.sample_cells
@@ -235,7 +231,7 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         and case.asked.kind is None
         and case.metric is None
         and separator == ","
-        and all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in labels.texts)
+        and may_have_decimal_commas(labels.texts)
         and are_numbers(sample_cells or ("0",))
     ):
         example = next(text for text in labels.texts if "," in text)

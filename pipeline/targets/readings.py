@@ -34,6 +34,17 @@ def are_numbers(texts: Iterable[str]) -> bool:
     return bool(values) and None not in values
 
 
+def are_shares(texts: Iterable[str]) -> bool:
+    """Return True when every cell is a number from 0 to 1."""
+    values = [number(text) for text in texts]
+    return all(value is not None and 0 <= value <= 1 for value in values)
+
+
+def may_have_decimal_commas(texts: Iterable[str]) -> bool:
+    """Return True when every cell is a whole number, or two with a comma between them: 3, 1,5."""
+    return all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in texts)
+
+
 def has_fraction(texts: Iterable[str]) -> bool:
     """Return True when some cell is a number with a fraction: 0.5, 12.37."""
     values = (number(text) for text in texts)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
-from pipeline.targets.readings import SEPARATORS, are_flags, are_numbers, has_fraction, is_true, number
+from pipeline.targets.readings import (
+    SEPARATORS,
+    are_flags,
+    are_numbers,
+    are_shares,
+    has_fraction,
+    is_true,
+    number,
+)
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed
 
@@ -56,8 +64,7 @@ def of_columns(case: Case) -> Read:
 
 def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
     labels = case.labels
-    shares = all(0 <= float(cell) <= 1 for cell in cells)
-    if shares and case.metric is None and case.asked.kind is None:
+    if are_shares(cells) and case.metric is None and case.asked.kind is None:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
             "numbers, scored by their distance: --metric rmse (or mae, r2)",

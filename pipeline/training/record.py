@@ -47,7 +47,7 @@ class Recorder:
         self.save_model, self.write_validation = save_model, write_validation
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
-        self.epochs = epochs
+        self.epochs = epochs or recipe.epochs
         self._tensorboard: Any = None
 
     def resume(self, history: list[dict[str, Any]]) -> None:
@@ -152,7 +152,7 @@ class Recorder:
 
         If names are long, less important parts are left out (metrics.jsonl has everything).
         """
-        metrics, timing, epochs = report.metrics, report.timing, self.epochs or self.recipe.epochs
+        metrics, timing, epochs = report.metrics, report.timing, self.epochs
         trained, validated = self.shown
         score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
         if report.val_logits is not None:
