@@ -37,8 +37,8 @@ class Attending:
         return [{"pixels": torch.ones(4, 4)}]
 
 
-def trial(seconds: float, update: float = 1.0, gradient: float = 1.0) -> Trial:
-    return Trial(seconds, torch.tensor([update]), torch.tensor([gradient]))
+def trial(seconds: float, update: float = 1.0, gradient: float = 1.0, stored: int = 0) -> Trial:
+    return Trial(seconds, torch.tensor([update]), torch.tensor([gradient]), stored)
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def choose(
     before: str | None = None,
     batches: int = 1000,
     seconds: float = 1e4,
-    check=lambda: None,
+    check=lambda more: None,
 ):
     return choose_attention(task, compute, choice, 4, batches, seconds, before, check)
 
 
-def no_room() -> None:
+def no_room(more: int | None) -> None:
     raise UserError("a step of batch 4 needs about 9 GB")
 
 
@@ -101,8 +101,8 @@ def test_a_run_that_goes_on_keeps_its_form(trials: dict[bool, Trial]) -> None:
 @pytest.mark.parametrize(
     ("task", "compute", "check", "named"),
     [
-        (Attending(), FP32, lambda: None, "half precision"),
-        (Attending(0), BF16, lambda: None, "backbone"),
+        (Attending(), FP32, lambda more: None, "half precision"),
+        (Attending(0), BF16, lambda more: None, "backbone"),
         (Attending(), BF16, no_room, "9 GB"),
     ],
 )
@@ -152,3 +152,28 @@ def test_the_blocks_of_a_model_are_tried_and_compared(
     assert fused.update.norm() > 0 and fused.gradient.norm() > 0
     assert not torch.equal(fused.update, products.update)
     assert attending._difference(fused, products, 2e-2) is None
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+def test_the_bytes_that_products_store_are_those_that_the_account_counts(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    found: list[tuple[int, int]] = []
+    tries = attending._try
+
+    def counted(task, compute: Compute, size: int) -> tuple[float, int, str | None]:
+        result = tries(task, compute, size)
+        totals = {}
+        for by_products in (False, True):
+            task.attend_by_products(by_products)
+            totals[by_products] = task.account(compute, "adamw").total(min(size, task.num_train))
+        found.append((result[1], totals[True] - totals[False]))
+        return result
+
+    monkeypatch.setattr(attending, "MIN_SECONDS", 0)
+    monkeypatch.setattr(attending, "MIN_MICRO_BATCHES", 0)
+    monkeypatch.setattr(attending, "_try", counted)
+    flags = ("--precision", "bf16", "--set", f"lora.dropout={dropout}")
+    train.main(arguments(competition, tiny_backbone, tmp_path / "run", *flags))
+    ((measured, expected),) = found
+    assert measured == expected != 0

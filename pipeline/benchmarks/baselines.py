@@ -110,7 +110,7 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
     task.train_batches = lambda *_: batches
     optimizer = plain_optimizer(task.model)
     compute = Compute(work.device, work.precision)
-    _, note = choose_attention(task, compute, "auto", size, many, many, None, lambda: None)
+    _, note = choose_attention(task, compute, "auto", size, many, many, None, lambda more: None)
     print(f"    {note}" if note else "", end="\n" if note else "")
     if compiled:
         task.compile(size)

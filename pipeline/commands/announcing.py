@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,18 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.recipe import Recipe
     from pipeline.tasks.build import Build
     from pipeline.training.compute import Compute
+    from pipeline.training.memory import Memory
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need. `train_seconds` are those of training over all epochs, 0 if nothing was timed
+    because the weights are sharded.
+    """
+
+    micro_batch_size: int
+    train_seconds: float
+    memory: Memory
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -33,10 +45,8 @@ def kind_of(recipe: Recipe) -> str:
 
 def announce(
     session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False
-) -> tuple[int, float]:
-    """Print the summary. Return (micro-batch size, expected seconds of training over all epochs).
-
-    The seconds are 0 if the weights are sharded, because then nothing is timed.
+) -> Forecast:
+    """Print the summary of the run, and return its numbers.
 
     `head_alone`: only the head is trained on features computed once, so each image passes the backbone once.
 
@@ -117,7 +127,7 @@ def announce(
             f"  on {compute.describe()}: each holds 1/{processes.count} of weights, gradients and optimizer "
             f"state (FSDP2); {sizes}"
         )
-        return micro_batch_size, 0.0
+        return Forecast(micro_batch_size, 0.0, memory)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     epochs = epochs_of(schedule)
     train_seconds = train_seconds / processes.count / (1 - idle)
@@ -130,4 +140,5 @@ def announce(
         f"  on {compute.describe()}: about {human_time(total)}, {sizes}; first batch after "
         f"{arrived - session.started:.1f} s"
     )
-    return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)
+    train_seconds = processes.first_says(epochs * task.num_train * train_seconds)
+    return Forecast(micro_batch_size, train_seconds, memory)

@@ -60,9 +60,8 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     schedule = plan_schedule(recipe, task.num_train)
     is_first, count = compute.processes.rank == 0, compute.processes.count
     features, why = features_once(session, build, compute)
-    micro_batch_size, expected_seconds = announce(
-        session, build, compute, schedule, head_alone=features is not None
-    )
+    forecast = announce(session, build, compute, schedule, head_alone=features is not None)
+    micro_batch_size = forecast.micro_batch_size
     print(f"  {why}\n" if why else "", end="")
     keep = keeping(recipe.checkpoint.keep, task.num_val, recipe.checkpoint.average_last)
     print(f"  {keep.words}: {keep.why}")
@@ -72,7 +71,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     elif shared_out:
         step = {"attention": "fused", "compiled": False}
     else:
-        step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
+        step = choose_step_together(session, build, compute, schedule, forecast)
     if args.dry_run:
         if shared_out:
             compute = shard(task.model, compute)

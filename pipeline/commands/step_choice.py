@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.announcing import Forecast
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
 
@@ -18,8 +20,7 @@ def choose_step_together(
     build: Build,
     compute: Compute,
     schedule: dict[str, Any],
-    micro_batch_size: int,
-    train_seconds: float,
+    forecast: Forecast,
 ) -> dict[str, Any]:
     """Return the choice of the first process (see `choose_step`), which the other processes follow.
 
@@ -28,13 +29,13 @@ def choose_step_together(
     """
     processes, before = compute.processes, None if session.resumed_run is None else session.resumed_run.start
     if processes.count == 1:
-        return choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
+        return choose_step(session, build, compute, schedule, forecast, before)
     step = None
     if processes.rank == 0:
-        step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
+        step = choose_step(session, build, compute, schedule, forecast, before)
     wanted = json.loads(processes.texts(json.dumps(step))[0])
     if step is None:
-        step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, wanted)
+        step = choose_step(session, build, compute, schedule, forecast, wanted)
     problem = UserError("training steps cannot be compiled in every process: --set compile=false")
     processes.agree(None if step == wanted else problem)
     return step
@@ -45,8 +46,7 @@ def choose_step(
     build: Build,
     compute: Compute,
     schedule: dict[str, Any],
-    micro_batch_size: int,
-    train_seconds: float,
+    forecast: Forecast,
     before: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Choose and set how a training step is computed.
@@ -66,8 +66,14 @@ def choose_step(
     if not task.one_shape:
         return {"attention": "fused", "compiled": False}
 
-    def check_memory() -> None:
-        check_fits(task.account(compute, recipe.optimizer.name), micro_batch_size, compute.device)
+    micro_batch_size, train_seconds = forecast.micro_batch_size, forecast.train_seconds
+
+    def check_memory(more: int | None) -> None:
+        if more is None or recipe.activation_checkpointing:  # a block that is computed again stores nothing
+            memory = task.account(compute, recipe.optimizer.name)
+        else:
+            memory = replace(forecast.memory, saved_fixed=forecast.memory.saved_fixed + more)
+        check_fits(memory, micro_batch_size, compute.device)
 
     before = {} if before is None else {"attention": "fused", "compiled": False, **before}
     micro_batches = epochs_of(schedule) * task.num_train // micro_batch_size

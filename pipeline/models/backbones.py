@@ -184,9 +184,14 @@ def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
             problems.append(
                 f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
             )
-        elif not torch.isfinite(found[name]).all():
+        elif not all_finite(found[name]):
             problems.append(f"{name}: holds NaN or infinity")
     return problems
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Return True if `tensor` has no NaN and no infinity. One pass, without a second tensor in memory."""
+    return not tensor.numel() or all(value.isfinite() for value in tensor.aminmax())  # NaN wins in both
 
 
 def own_memory(model: nn.Module) -> None:
@@ -256,7 +261,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     problems += [
         f"{name}: holds NaN or infinity"
         for name, weight in model.named_parameters()
-        if not torch.isfinite(weight).all()
+        if not all_finite(weight)
     ]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     own_memory(model)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pipeline.errors import UserError, raise_all
-from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, own_memory
+from pipeline.models.backbones import UNUSED_WEIGHTS, all_finite, hold_statistics, own_memory
 from pipeline.models.checkpoint_config import load_config, unloadable
 
 # Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
@@ -52,7 +52,7 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
     problems += [
         f"{name}: holds NaN or infinity"
         for name, weight in model.named_parameters()
-        if not torch.isfinite(weight).all()
+        if not all_finite(weight)
     ]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     hold_statistics(model)

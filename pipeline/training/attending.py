@@ -40,12 +40,13 @@ class AttendingTask(Task, Protocol):
 @dataclass(frozen=True)
 class Trial:
     """Forward and backward pass of one block. `update` is what it adds to its input, `gradient` what its
-    backward pass adds to the gradient.
+    backward pass adds to the gradient, `stored` the bytes that it keeps for the backward pass.
     """
 
     seconds: float
     update: torch.Tensor
     gradient: torch.Tensor
+    stored: int
 
 
 @dataclass
@@ -66,14 +67,15 @@ def choose_attention(
     micro_batches: int,
     train_seconds: float,
     before: Attention | None,
-    check_memory: Callable[[], None],
+    check_memory: Callable[[int | None], None],
 ) -> tuple[Attention, str | None]:
     """Choose how `task` computes attention in training and set it.
 
     Return the choice and a message (or None). `choice` is the recipe's. `micro_batches` and `train_seconds`:
     expected length of the run. `before`: the choice of the resumed run, which is kept under "auto", because
     another form rounds differently. `check_memory` raises UserError if a step no longer fits, because
-    products store the probabilities for the backward pass.
+    products store the probabilities for the backward pass: it takes the bytes that they store more than the
+    fused kernel, None if they were not tried.
 
     Raises:
         UserError: `choice` is products, and the model does not support them or they do not fit.
@@ -92,9 +94,9 @@ def choose_attention(
         if wanted == "products":
             raise UserError("attention: products is not supported by this backbone: --set attention=auto")
         return "fused", None
-    message = None
+    message = more = None
     if is_tried:
-        gain, problem = _try(task, compute, micro_batch_size)
+        gain, more, problem = _try(task, compute, micro_batch_size)
         by_products = problem is None and gain >= MIN_GAIN
         task.attend_by_products(by_products)
         if not by_products:
@@ -104,7 +106,7 @@ def choose_attention(
             "fused kernel"
         )
     try:
-        check_memory()
+        check_memory(more)
     except UserError:
         if wanted == "products":
             raise
@@ -113,13 +115,13 @@ def choose_attention(
     return "products", message
 
 
-def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, str | None]:
-    """Return how much faster the blocks are with products, and why their result differs (None: equal up to
-    rounding).
+def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, int, str | None]:
+    """Return how much faster the blocks are with products, how many bytes more they store, and why their
+    result differs (None: equal up to rounding).
     """
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
-    seconds = {False: 0.0, True: 0.0}
+    seconds, stored = {False: 0.0, True: 0.0}, {False: 0, True: 0}
     try:
         with torch.random.fork_rng(devices=[]):
             for call in _calls(task, compute, batch):
@@ -129,12 +131,14 @@ def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[
                         task.attend_by_products(by_products)
                         done.append(_run(call, compute))
                 if problem := _difference(trials[False][0], trials[True][0], TOLERANCE[compute.precision]):
-                    return 1.0, problem
+                    return 1.0, 0, problem
                 for by_products, done in trials.items():
                     seconds[by_products] += call.count * statistics.median(trial.seconds for trial in done)
+                    stored[by_products] += call.count * done[0].stored
     finally:
         task.model.zero_grad(set_to_none=True)
-    return seconds[False] / seconds[True] if seconds[True] else 1.0, None
+    gain = seconds[False] / seconds[True] if seconds[True] else 1.0
+    return gain, stored[True] - stored[False], None
 
 
 def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]) -> list[Call]:
@@ -160,15 +164,31 @@ def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]
 
 def _run(call: Call, compute: Compute) -> Trial:
     """Run a block forward and backward, with the same dropout masks in every run."""
+    kept: dict[int, int] = {}  # address and bytes of each storage
+    cached: set[int] = set()  # they stay in memory, whether a backward pass needs them or not
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def leave_out(_module: nn.Module, _args: object, bias: torch.Tensor) -> None:
+        cached.add(bias.untyped_storage().data_ptr())
+
+    modules = [module for module in call.block.modules() if getattr(module, "is_cached", False)]
+    hooks = [module.register_forward_hook(leave_out) for module in modules]
     torch.manual_seed(0)
     hidden = call.args[0].detach().requires_grad_()
     started = time.perf_counter()
-    with compute.autocast():
+    with compute.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = call.block(hidden, *call.args[1:], **call.kwargs)
     output = output[0] if isinstance(output, tuple) else output
     output.backward(output.detach())
     seconds = time.perf_counter() - started
-    return Trial(seconds, (output - hidden).detach(), hidden.grad - output.detach())
+    for hook in hooks:
+        hook.remove()
+    stored = sum(size for address, size in kept.items() if address not in cached)
+    return Trial(seconds, (output - hidden).detach(), hidden.grad - output.detach(), stored)
 
 
 def _difference(fused: Trial, products: Trial, tolerance: float) -> str | None:

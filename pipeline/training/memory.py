@@ -59,25 +59,49 @@ def account(model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: 
     weights = sum(
         tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]
     )
-    one, two = (_saved_bytes(model, loss, pixels, size) for size in (1, 2))
+    shapes = _Shapes.of(model, pixels.device)
+    one, two = (_saved_bytes(shapes, loss, pixels, size) for size in (1, 2))
     checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     recomputed = 0
     if checkpointed:
-        small, large = (_largest_block_bytes(model, checkpointed, loss, pixels, size) for size in (1, 2))
+        small, large = (_largest_block_bytes(shapes, checkpointed, loss, pixels, size) for size in (1, 2))
         recomputed = large - small
     states = OPTIMIZER_STATES[optimizer_name]
     return Memory(weights, trainable, states * trainable, max(2 * one - two, 0), two - one, recomputed)
 
 
-def _saved_bytes(model: nn.Module, loss: Loss, pixels: torch.Tensor, size: int) -> int:
-    with _watching(model, pixels.device) as (held, forward):
+@dataclass(frozen=True)
+class _Shapes:
+    """A model and fake copies of its weights and buffers, made under `mode`, by name."""
+
+    model: nn.Module
+    mode: FakeTensorMode
+    fakes: dict[str, torch.Tensor]
+
+    @staticmethod
+    def of(model: nn.Module, device: torch.device) -> _Shapes:
+        """Return `model` with fake copies on `device`."""
+        named = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = {
+                name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad)
+                for name, tensor in named.items()
+            }
+        return _Shapes(model, mode, fakes)
+
+
+def _saved_bytes(shapes: _Shapes, loss: Loss, pixels: torch.Tensor, size: int) -> int:
+    with _watching(shapes) as (held, forward):
         result = loss(forward, torch.zeros(size, *pixels.shape[1:], device=pixels.device))
         del result
     return sum(held.values())
 
 
 def _largest_block_bytes(
-    model: nn.Module, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int
+    shapes: _Shapes, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int
 ) -> int:
     """Return what the most expensive of the checkpointed `blocks` stores when it runs without
     checkpointing.
@@ -85,7 +109,7 @@ def _largest_block_bytes(
     before: list[int] = []
     own: list[int] = []
     hooks = []
-    with _watching(model, pixels.device) as (held, forward):
+    with _watching(shapes) as (held, forward):
         for block in blocks:
             hooks += [
                 block.register_forward_pre_hook(lambda *_: before.append(sum(held.values()))),
@@ -103,24 +127,13 @@ def _largest_block_bytes(
 
 
 @contextmanager
-def _watching(
-    model: nn.Module, device: torch.device
-) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
+def _watching(shapes: _Shapes) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
     """Yield {storage: bytes} of the tensors saved for the backward pass within the block, and the fake
     forward pass.
 
     The model's own tensors are left out.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    named = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    with mode:
-        fakes = {
-            name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad)
-            for name, tensor in named.items()
-        }
+    model, mode, fakes = shapes.model, shapes.mode, shapes.fakes
     own = {_storage(tensor) for tensor in fakes.values()}
     held: dict[int, int] = {}
     kept_alive = []  # a freed storage's address could be used again, and two tensors would be counted as one
