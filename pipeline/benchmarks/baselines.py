@@ -93,7 +93,7 @@ def our_compiled_training(work: Work) -> Callable[[], float]:
 
 
 def _training(work: Work, compiled: bool) -> Callable[[], float]:
-    from pipeline.training.attending import choose_attention
+    from pipeline.training.attending import choose_attention, time_blocks
     from pipeline.training.compilation import run_step
     from pipeline.training.compute import Compute
 
@@ -110,7 +110,8 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
     task.train_batches = lambda *_: batches
     optimizer = plain_optimizer(task.model)
     compute = Compute(work.device, work.precision)
-    _, note = choose_attention(task, compute, "auto", size, many, many, None, lambda more: None)
+    blocks = time_blocks(task, compute, size)
+    _, note = choose_attention(task, compute, "auto", blocks, many, many, None, lambda more: None)
     print(f"    {note}" if note else "", end="\n" if note else "")
     if compiled:
         task.compile(size)

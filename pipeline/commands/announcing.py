@@ -11,6 +11,7 @@ from pipeline.commands.session import Session
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.recipe import Recipe
     from pipeline.tasks.build import Build
+    from pipeline.training.attending import BlockTimes
     from pipeline.training.compute import Compute
     from pipeline.training.memory import Memory
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 @dataclass(frozen=True)
 class Forecast:
     """What a run will need. `train_seconds` are those of training over all epochs, 0 if nothing was timed
-    because the weights are sharded.
+    because the weights are sharded. `blocks`: None where a whole micro-batch was timed instead.
     """
 
     micro_batch_size: int
     train_seconds: float
     memory: Memory
+    blocks: BlockTimes | None
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -55,6 +57,7 @@ def announce(
     """
     from pipeline.files import human_size, human_time
     from pipeline.training.advice import advise
+    from pipeline.training.attending import time_blocks
     from pipeline.training.estimate import (
         check_disk,
         check_fits,
@@ -127,8 +130,14 @@ def announce(
             f"  on {compute.describe()}: each holds 1/{processes.count} of weights, gradients and optimizer "
             f"state (FSDP2); {sizes}"
         )
-        return Forecast(micro_batch_size, 0.0, memory)
-    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+        return Forecast(micro_batch_size, 0.0, memory, None)
+    times_blocks = recipe.attention == "auto" and task.one_shape
+    blocks = time_blocks(task, compute, micro_batch_size) if times_blocks else None
+    if blocks is None:
+        train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    else:
+        train_seconds, predict_seconds = blocks.fused / blocks.rows, blocks.forward / blocks.rows
+        arrived = blocks.arrived
     epochs = epochs_of(schedule)
     train_seconds = train_seconds / processes.count / (1 - idle)
     predict_seconds = predict_seconds / processes.count
@@ -141,4 +150,4 @@ def announce(
         f"{arrived - session.started:.1f} s"
     )
     train_seconds = processes.first_says(epochs * task.num_train * train_seconds)
-    return Forecast(micro_batch_size, train_seconds, memory)
+    return Forecast(micro_batch_size, train_seconds, memory, blocks)

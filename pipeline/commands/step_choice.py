@@ -81,7 +81,7 @@ def choose_step(
         task,
         compute,
         recipe.attention,
-        micro_batch_size,
+        forecast.blocks,
         micro_batches,
         train_seconds,
         before.get("attention"),

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from pipeline.errors import UserError
 from pipeline.models.half_weights import blocks_of
@@ -25,7 +26,7 @@ from pipeline.training.image_sizes import LARGEST
 from pipeline.training.predict import Task
 
 Attention = Literal["fused", "products"]
-# Shortest training worth a trial: it costs about two micro-batches, which a gain of 1.2 x earns back in 12
+# Shortest training that uses what was tried: a shorter one gains nothing that a user sees, and repeats itself
 MIN_SECONDS, MIN_MICRO_BATCHES = 10, 12
 TURNS = 3
 MIN_GAIN = 1.03  # a smaller gain may be noise
@@ -43,19 +44,47 @@ class Trial:
     backward pass adds to the gradient, `stored` the bytes that it keeps for the backward pass.
     """
 
-    seconds: float
+    forward_seconds: float
+    seconds: float  # of both passes
     update: torch.Tensor
     gradient: torch.Tensor
     stored: int
 
 
+@dataclass(frozen=True)
+class BlockTimes:
+    """Seconds of all blocks of a model with one micro-batch of `rows` images, which arrived at `arrived`
+    (`time.perf_counter`).
+
+    `fused` and `products`: forward and backward pass in training, with each way of attention. `forward`: with
+    the fused kernel. `more`: bytes that products store in addition. `problem`: why their result is not used;
+    None if it equals that of the fused kernel up to rounding.
+    """
+
+    rows: int
+    arrived: float
+    forward: float
+    fused: float
+    products: float
+    more: int
+    problem: str | None
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast the blocks train with products."""
+        return self.fused / self.products
+
+
 @dataclass
 class Call:
-    """A block of the model with its input; `count` blocks have an input of this shape."""
+    """A block of the model with its input; `count` blocks have an input of this shape. `trains`: it has a
+    backward pass; blocks below the lowest trained weight have none.
+    """
 
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    trains: bool
     count: int = 0
 
 
@@ -63,7 +92,7 @@ def choose_attention(
     task: AttendingTask,
     compute: Compute,
     choice: Literal["auto", "fused", "products"],
-    micro_batch_size: int,
+    timed: BlockTimes | None,
     micro_batches: int,
     train_seconds: float,
     before: Attention | None,
@@ -71,42 +100,40 @@ def choose_attention(
 ) -> tuple[Attention, str | None]:
     """Choose how `task` computes attention in training and set it.
 
-    Return the choice and a message (or None). `choice` is the recipe's. `micro_batches` and `train_seconds`:
-    expected length of the run. `before`: the choice of the resumed run, which is kept under "auto", because
-    another form rounds differently. `check_memory` raises UserError if a step no longer fits, because
-    products store the probabilities for the backward pass: it takes the bytes that they store more than the
-    fused kernel, None if they were not tried.
+    Return the choice and a message (or None). `choice` is the recipe's. `timed`: see `time_blocks`.
+    `micro_batches` and `train_seconds`: expected length of the run. `before`: the choice of the resumed run,
+    which is kept under "auto", because another form rounds differently. `check_memory` raises UserError if a
+    step no longer fits, because products store the probabilities for the backward pass: it takes the bytes
+    that they store more than the fused kernel, None if they were not measured.
 
     Raises:
         UserError: `choice` is products, and the model does not support them or they do not fit.
     """
     wanted = before if choice == "auto" and before is not None else choice
-    is_tried = wanted == "auto" and micro_batches >= MIN_MICRO_BATCHES and train_seconds >= MIN_SECONDS
-    can = compute.device.type == "cpu" and compute.half is not None
-    if wanted == "products" and not can:
+    message = None
+    if wanted == "auto":
+        is_long = micro_batches >= MIN_MICRO_BATCHES and train_seconds >= MIN_SECONDS
+        if timed is None or not is_long:
+            return "fused", None
+        if timed.problem is not None:
+            return "fused", f"attention by matrix products is not used: {timed.problem}"
+        if timed.gain < MIN_GAIN:
+            return "fused", None
+        message = (
+            f"attention by matrix products: the model's blocks train {timed.gain:.2f} x as fast as with "
+            "torch's fused kernel"
+        )
+    if wanted == "fused":
+        return "fused", None
+    if not _can(compute):
         raise UserError(
             f"attention: products is for half precision on a CPU, but this is {compute.describe()}: --set "
             "attention=auto"
         )
-    if wanted == "fused" or not can or not (is_tried or wanted == "products"):
-        return "fused", None
     if not task.attend_by_products(True):
-        if wanted == "products":
-            raise UserError("attention: products is not supported by this backbone: --set attention=auto")
-        return "fused", None
-    message = more = None
-    if is_tried:
-        gain, more, problem = _try(task, compute, micro_batch_size)
-        by_products = problem is None and gain >= MIN_GAIN
-        task.attend_by_products(by_products)
-        if not by_products:
-            return "fused", problem and f"attention by matrix products is not used: {problem}"
-        message = (
-            f"attention by matrix products: the model's blocks train {gain:.2f} x as fast as with torch's "
-            "fused kernel"
-        )
+        raise UserError("attention: products is not supported by this backbone: --set attention=auto")
     try:
-        check_memory(more)
+        check_memory(None if timed is None else timed.more)
     except UserError:
         if wanted == "products":
             raise
@@ -115,13 +142,19 @@ def choose_attention(
     return "products", message
 
 
-def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, int, str | None]:
-    """Return how much faster the blocks are with products, how many bytes more they store, and why their
-    result differs (None: equal up to rounding).
+def time_blocks(task: AttendingTask, compute: Compute, micro_batch_size: int) -> BlockTimes | None:
+    """Time the blocks of the model with one micro-batch of the run, in training, with both ways of attention.
+
+    None if there is only one way here. The blocks are nearly all of the work of a step, so their time is also
+    an estimate of a step's. Model and random generators are unchanged.
     """
+    if not _can(compute) or not task.attend_by_products(True):
+        return None
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
-    seconds, stored = {False: 0.0, True: 0.0}, {False: 0, True: 0}
+    arrived = time.perf_counter()
+    forward, seconds, stored = 0.0, {False: 0.0, True: 0.0}, {False: 0, True: 0}
+    problem = None
     try:
         with torch.random.fork_rng(devices=[]):
             for call in _calls(task, compute, batch):
@@ -130,31 +163,43 @@ def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[
                     for by_products, done in trials.items():
                         task.attend_by_products(by_products)
                         done.append(_run(call, compute))
-                if problem := _difference(trials[False][0], trials[True][0], TOLERANCE[compute.precision]):
-                    return 1.0, 0, problem
+                fused, products = trials[False][0], trials[True][0]
+                problem = problem or _difference(fused, products, TOLERANCE[compute.precision])
+                forward += call.count * statistics.median(trial.forward_seconds for trial in trials[False])
                 for by_products, done in trials.items():
                     seconds[by_products] += call.count * statistics.median(trial.seconds for trial in done)
                     stored[by_products] += call.count * done[0].stored
     finally:
+        task.attend_by_products(False)
         task.model.zero_grad(set_to_none=True)
-    gain = seconds[False] / seconds[True] if seconds[True] else 1.0
-    return gain, stored[True] - stored[False], None
+    if not forward:  # no block whose input is known
+        return None
+    more = stored[True] - stored[False]
+    return BlockTimes(rows, arrived, forward, seconds[False], seconds[True], more, problem)
+
+
+def _can(compute: Compute) -> bool:
+    return compute.device.type == "cpu" and compute.half is not None
 
 
 def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]) -> list[Call]:
-    """Return one call for each shape of input that a block of the model gets from `batch`."""
+    """Return the calls of blocks that `batch` makes: one for each shape of input, with and without a backward
+    pass.
+    """
     calls: dict[tuple[Any, ...], Call] = {}
 
     def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not args:  # its input is not known
             return
         shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        calls.setdefault(shapes, Call(block, args, kwargs)).count += 1
+        trains = args[0].requires_grad or any(weight.requires_grad for weight in block.parameters())
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
+        calls.setdefault((shapes, trains), Call(block, args, kwargs, trains)).count += 1
 
     hooks = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks_of(task.model)]
     task.model.train()
     try:
-        with torch.no_grad(), compute.autocast():
+        with compute.autocast():
             task.loss(batch)
     finally:
         for hook in hooks:
@@ -163,7 +208,7 @@ def _calls(task: AttendingTask, compute: Compute, batch: dict[str, torch.Tensor]
 
 
 def _run(call: Call, compute: Compute) -> Trial:
-    """Run a block forward and backward, with the same dropout masks in every run."""
+    """Run a block forward, and backward if it trains, with the same dropout masks in every run."""
     kept: dict[int, int] = {}  # address and bytes of each storage
     cached: set[int] = set()  # they stay in memory, whether a backward pass needs them or not
 
@@ -178,17 +223,22 @@ def _run(call: Call, compute: Compute) -> Trial:
     modules = [module for module in call.block.modules() if getattr(module, "is_cached", False)]
     hooks = [module.register_forward_hook(leave_out) for module in modules]
     torch.manual_seed(0)
-    hidden = call.args[0].detach().requires_grad_()
+    hidden = call.args[0].detach().requires_grad_(call.trains)
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     started = time.perf_counter()
-    with compute.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with compute.autocast(), torch.set_grad_enabled(call.trains), saving:
         output = call.block(hidden, *call.args[1:], **call.kwargs)
     output = output[0] if isinstance(output, tuple) else output
-    output.backward(output.detach())
+    forward_seconds = time.perf_counter() - started
+    if call.trains:
+        output.backward(output.detach())
     seconds = time.perf_counter() - started
     for hook in hooks:
         hook.remove()
     stored = sum(size for address, size in kept.items() if address not in cached)
-    return Trial(seconds, (output - hidden).detach(), hidden.grad - output.detach(), stored)
+    update = (output - hidden).detach()
+    gradient = hidden.grad - output.detach() if call.trains else torch.zeros_like(update)
+    return Trial(forward_seconds, seconds, update, gradient, stored)
 
 
 def _difference(fused: Trial, products: Trial, tolerance: float) -> str | None:
