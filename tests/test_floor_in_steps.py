@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conftest import assert_says
+
 import train
 from pipeline.files import read_json, read_json_lines
 
@@ -28,5 +30,7 @@ def test_a_run_goes_on_until_the_floor_and_says_how_many_epochs_there_are(
     )
     assert [line["step"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")] == [3, 6, 9]
     assert read_json(tmp_path / "run" / "run.json")["schedule"]["total_steps"] == 9
-    assert "epoch 1/3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "epoch 1/3" in out
+    assert_says(out, "3 epochs instead of 1", "--set schedule.min_steps=0")
     assert ">epoch 3 of 3<" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -103,6 +103,11 @@ def announce(
         f"{recipe.effective_batch_size} {task.rows_are} ({micro_batch_size} at a time); {schedule['name']} "
         f"learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
+    if (epochs := epochs_of(schedule)) > recipe.epochs:
+        print(
+            f"  {epochs} epochs instead of {recipe.epochs}, because schedule.min_steps is "
+            f"{recipe.schedule.min_steps}; for {recipe.epochs}: --set schedule.min_steps=0"
+        )
     classes = len(task.class_names)
     if lines := advise(
         recipe,
@@ -138,7 +143,6 @@ def announce(
     else:
         train_seconds, predict_seconds = blocks.fused / blocks.rows, blocks.forward / blocks.rows
         arrived = blocks.arrived
-    epochs = epochs_of(schedule)
     train_seconds = train_seconds / processes.count / (1 - idle)
     predict_seconds = predict_seconds / processes.count
     train_seconds *= relative_cost(epochs, recipe.schedule.image_sizes)
