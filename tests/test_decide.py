@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from conftest import assert_says
 
 from pipeline.errors import UserError
 from pipeline.targets.decide import decide
@@ -156,6 +157,14 @@ def test_one_reading(texts, sample, more, kind, metric, names) -> None:
     assert (decision.target.kind, decision.metric, decision.target.names) == (kind, metric, names)
     assert len(decision.target.encode(decision.labels)) == len(texts)
     assert metric in decision.says
+
+
+def test_grades_with_a_gap_are_told() -> None:
+    decision = read(["0", "1", "2", "10"] * 6, ["0"], metric="qwk")
+    assert decision.target.names == ("0", "1", "2", "10")
+    assert_says(" ".join(decision.notes), "between 2 and 10", "8", "--metric accuracy")
+    assert not read(["1", "2", "3"] * 6, ["1"], metric="qwk").notes
+    assert_says(refused(["1", "01", "2"] * 6, ["1"], metric="qwk"), "train.csv", "'01'", "'1'")
 
 
 def test_the_positive_class_is_what_is_encoded_as_one() -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import assert_says
 from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
 
 from pipeline.errors import UserError
@@ -92,6 +93,29 @@ def test_cut_points_raise_kappa() -> None:
     assert list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
     grades = target.chosen(judged[0].decision.apply(target, values))
     assert cohen_kappa_score(truth, grades, weights="quadratic") > judged[0].before + 0.1
+
+
+def test_cut_points_lie_between_the_numbers_of_the_grades() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("ordinal", ("0", "1", "2", "10"))
+    truth = rng.integers(0, 4, 600)
+    level = truth * 0.5 + rng.normal(0, 0.3, 600)
+    values = target.activate(-3 * np.abs(np.arange(4) - level[:, None]))
+    best = judge(target, "qwk", truth, values, PARTS)[0]
+    entry = best.record(True)
+    assert best.used and entry["grades"] == [0, 1, 2, 10] and max(entry["numbers"]) <= 10
+    decision = read_decision({"decisions": [entry]}, target)
+    numbers = target.grades[target.chosen(decision.apply(target, values))].astype(int)
+    by_values = cohen_kappa_score(
+        target.grades[truth].astype(int), numbers, labels=range(11), weights="quadratic"
+    )
+    assert by_values > best.before + 0.05, "the gain is one of Kaggle's kappa"
+    del entry["grades"]  # an earlier version counted places
+    with pytest.raises(UserError) as caught:
+        read_decision({"decisions": [entry]}, target)
+    assert_says(str(caught.value), "0, 1, 2, 10", "--decision off")
+    even = Target("ordinal", ("1", "2", "3", "4"))
+    assert read_decision({"decisions": [entry]}, even).kind == "cuts", "without a gap both are the same"
 
 
 def test_temperature_mends_a_model_that_is_too_sure() -> None:

@@ -23,7 +23,7 @@ WINGS = {
     ),
     "targets": (
         "target evidence readings measures classes metric_table metrics baseline decision_case "
-        "several_columns decide"
+        "graded several_columns decide"
     ),
     "what a run holds": "run_record run predictions",
     "forms": "form recognise cells check",

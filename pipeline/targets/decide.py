@@ -15,6 +15,7 @@ from dataclasses import replace
 from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
+from pipeline.targets.graded import of_grades
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
     SEPARATORS,
@@ -175,7 +176,7 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
                 f"{case.labels.where}: {_first_fraction(names)!r} is not a grade: whole numbers are expected "
                 "for --target ordinal"
             )
-        return Target("ordinal", tuple(sorted(names, key=float))), case.labels.texts, whole, []
+        return of_grades(case, names, whole)
     if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
         return _one_of(case, names, whole)
     if fractions:
