@@ -134,6 +134,7 @@ def refused(*arguments: object, **more: object) -> str:
         ([str(number) for number in range(1, 101)], ["12.5"], {}, "continuous", "rmse", ("label",)),
         (["1.5", "2", "3.25"], ["0"], {}, "continuous", "rmse", ("label",)),
         (GRADES, ["0"], {"metric": "mae"}, "continuous", "mae", ("label",)),
+        (GRADES, ["2.5"], {}, "continuous", "rmse", ("label",)),
         (
             [str(number) for number in range(60)],
             ["0"],
@@ -191,6 +192,8 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         ),
         (["1", "2"] * 9, ["0.5"], {}, ["--positive-class 2", "--metric rmse"]),
         (["-1", "1"] * 9, ["0.5"], {}, ["--positive-class", "--metric rmse"]),
+        (["-1", "0", "1"] * 9, ["0.5"], {}, ["--positive-class", "several as --positive-class A,B", "--metric rmse"]),
+        (GRADES, ["0.5"], {}, ["--positive-class A,B", "--metric rmse"]),
         (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
     ],
 )
@@ -247,6 +250,18 @@ def test_several_labels_keep_the_rows_without_any() -> None:
     decision = read_columns(["100", "011", "000"])
     assert decision.target.encode(decision.labels).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     assert decision.target.may_be_empty
+
+
+@pytest.mark.parametrize("cells", [["1 0 -1", "0 1 0", "-1 -1 1"], ["0 1 2", "2 1 0"]])
+def test_columns_of_few_whole_numbers_and_a_sample_of_a_half_are_two_readings(cells) -> None:
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, sample="0.5")
+    other = "'-1'" if "-1" in cells[0] else "'2'"
+    assert_says(str(caught.value), "train.csv", "a, b, c", "0.5", other, "--metric roc_auc", "--metric rmse")
+    assert read_columns(cells, sample="0.5", metric="rmse").target.kind == "continuous"
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, sample="0.5", metric="roc_auc")
+    assert_says(str(caught.value), "train.csv", other, "0 or 1")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvid
 from pipeline.targets.graded import of_grades
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
+    FEW_NUMBERS,
     SEPARATORS,
     are_flags,
+    are_fractions_of_one,
     are_numbers,
-    are_shares,
     has_fraction,
     is_true,
     may_have_decimal_commas,
@@ -35,7 +36,6 @@ from pipeline.targets.several_columns import of_columns
 from pipeline.targets.target import KINDS, Target
 from pipeline.wording import natural_key, nearest, quoted
 
-FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
 DEFAULT_METRIC = {
     "multiclass": "accuracy",
@@ -182,12 +182,13 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     if fractions:
         return _continuous(case, f"numbers such as {_first_fraction(names)}")
     if has_fraction(case.sample_cells):
-        if len(names) == 2 and case.one_column and are_shares(case.sample_cells):
+        if len(names) <= FEW_NUMBERS and case.one_column and are_fractions_of_one(case.sample_cells):
+            several = ", several as --positive-class A,B" if len(names) > 2 else ""
             raise case.ambiguous(
                 f"the labels are {quoted(names)}, and the sample holds {case.sample_cells[0]}: a probability "
                 "or a number",
-                f"a probability of one of them is scored: --positive-class {names[1]} (or {names[0]}), and "
-                "--metric roc_auc or log_loss",
+                f"a probability of one of them is scored: --positive-class {names[1]} (or {names[0]}"
+                f"{several}), and --metric roc_auc or log_loss",
                 "a number is scored by its distance: --metric rmse (or mae, r2)",
             )
         return _continuous(case, f"{whole}, and the sample holds a fraction")
