@@ -192,7 +192,12 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         ),
         (["1", "2"] * 9, ["0.5"], {}, ["--positive-class 2", "--metric rmse"]),
         (["-1", "1"] * 9, ["0.5"], {}, ["--positive-class", "--metric rmse"]),
-        (["-1", "0", "1"] * 9, ["0.5"], {}, ["--positive-class", "several as --positive-class A,B", "--metric rmse"]),
+        (
+            ["-1", "0", "1"] * 9,
+            ["0.5"],
+            {},
+            ["--positive-class", "several as --positive-class A,B", "--metric rmse"],
+        ),
         (GRADES, ["0.5"], {}, ["--positive-class A,B", "--metric rmse"]),
         (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
     ],

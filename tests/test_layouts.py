@@ -803,6 +803,29 @@ def test_the_sample_tells_which_of_two_columns_holds_the_labels(tmp_path):
     assert set(competition.class_names) == {"aa", "bb", "cc"} and competition.form.kind == "ranked"
 
 
+@pytest.mark.parametrize("metric", [None, "accuracy", "map_at_3"])
+def test_the_samples_values_tell_more_than_the_name_label(tmp_path, metric):
+    table = "id,label,breed\n1,0,beagle\n2,1,boxer\n3,2,corgi\n4,0,beagle\n"
+    value = "beagle boxer corgi" if metric == "map_at_3" else "beagle"
+    flat(tmp_path, train=table, sample_submission=f"id,predicted\n8,{value}\n9,{value}\n")
+    assert read_layout(tmp_path, asked=Asked(metric=metric)).class_names == ("beagle", "boxer", "corgi")
+    # A column of the sample's own name, and its values elsewhere
+    write(tmp_path, sample_submission=f"id,label\n8,{value}\n9,{value}\n")
+    message = refusal(tmp_path, asked=Asked(metric=metric))
+    assert_says(message, "train.csv", "'label'", "'breed'", "data.label_column")
+    named = read_layout(tmp_path, asked=Asked(metric=metric), label_column="breed")
+    assert named.class_names == ("beagle", "boxer", "corgi")
+
+
+def test_numbers_of_the_sample_that_only_another_column_holds_are_two_readings(tmp_path):
+    table = "id,label,code\n1,0,70\n2,1,80\n3,2,90\n4,0,70\n"
+    flat(tmp_path, train=table, sample_submission="id,predicted\n8,70\n9,90\n")
+    message = refusal(tmp_path, asked=Asked(metric="accuracy"))
+    assert_says(message, "train.csv", "'label'", "'code'", "data.label_column")
+    write(tmp_path, sample_submission="id,predicted\n8,0\n9,2\n")
+    assert read_layout(tmp_path, asked=Asked(metric="accuracy")).class_names == ("0", "1", "2")
+
+
 def test_the_same_names_in_a_resized_folder(tmp_path):
     touch(
         tmp_path,
