@@ -826,6 +826,36 @@ def test_numbers_of_the_sample_that_only_another_column_holds_are_two_readings(t
     assert read_layout(tmp_path, asked=Asked(metric="accuracy")).class_names == ("0", "1", "2")
 
 
+@pytest.mark.parametrize("text", ["nan", "NaN", "NA", "None", "<NA>"])
+@pytest.mark.parametrize("metric", [None, "accuracy", "roc_auc", "qwk", "rmse"])
+def test_a_missing_value_among_numbers_is_no_class(tmp_path, text, metric):
+    table = f"id,label\n1,0\n2,1\n3,{text}\n4,2\n"
+    flat(tmp_path, train=table, sample_submission="id,label\n8,0\n9,1\n")
+    message = refusal(tmp_path, asked=Asked(metric=metric, positive_class=("1",) * (metric == "roc_auc")))
+    assert_says(message, "train.csv", "row 4", "'label'", repr(text), "data.skip_bad_images")
+    if metric != "roc_auc":
+        competition = read_layout(tmp_path, asked=Asked(metric=metric), skip_bad_images=True)
+        assert labels(competition) == {"1": "0", "2": "1", "4": "2"}
+
+
+def test_a_missing_value_in_one_of_several_columns_or_where_cells_may_be_empty(tmp_path):
+    flat(tmp_path, train="id,a,b\n1,0,1\n2,nan,0\n3,1,0\n4,1,1\n", sample_submission="id,a,b\n8,0,0\n9,0,0\n")
+    assert_says(refusal(tmp_path), "row 3", "'a'", "'nan'")
+    write(tmp_path, train="id,label\n1,0 1\n2,nan\n3,1\n4,\n", sample_submission="id,label\n8,0 1\n9,\n")
+    assert_says(refusal(tmp_path, asked=Asked(metric="micro_f1")), "3", "'label'", "'nan'")
+
+
+def test_a_missing_value_among_names_is_told(tmp_path):
+    flat(
+        tmp_path, train="id,label\n1,cat\n2,dog\n3,nan\n4,dog\n", sample_submission="id,label\n8,cat\n9,cat\n"
+    )
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("cat", "dog", "nan")
+    assert_says(said(competition), "row 4", "'nan'")
+    write(tmp_path, train="id,label\n1,cat\n2,dog\n3,None\n4,dog\n")
+    assert "None" not in said(read_layout(tmp_path))
+
+
 def test_the_same_names_in_a_resized_folder(tmp_path):
     touch(
         tmp_path,
