@@ -171,6 +171,8 @@ def test_grades_with_a_gap_are_told() -> None:
 def test_the_positive_class_is_what_is_encoded_as_one() -> None:
     decision = read(STEGO, ["0"], metric="roc_auc", positive_class=("JMiPOD", "UERD"))
     assert decision.target.encode(decision.labels)[:3, 0].tolist() == [0, 1, 1]
+    decision = read(["0.0", "1.0"] * 8, ["0"], metric="roc_auc", positive_class=("1",))
+    assert decision.target.positive == ("1.0",)
     decision = read(PETS, ["0.5"], column="dog")
     assert decision.target.encode(decision.labels)[:2, 0].tolist() == [0, 1]
 

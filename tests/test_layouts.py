@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import competitions
 import pytest
@@ -16,6 +17,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked, Decision
 from pipeline.targets.target import Target, multiclass
+from pipeline.tasks.apply import read_for
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo" / "make_zoo.py"
 
@@ -854,6 +856,87 @@ def test_a_missing_value_among_names_is_told(tmp_path):
     assert_says(said(competition), "row 4", "'nan'")
     write(tmp_path, train="id,label\n1,cat\n2,dog\n3,None\n4,dog\n")
     assert "None" not in said(read_layout(tmp_path))
+
+
+def folders_of(root, *names, value, column="label"):
+    """Class folders, four images each, and a sample that holds `value`."""
+    touch(root, *(f"train/{name}/{name.strip()}{n}.jpg" for name in names for n in range(4)))
+    touch(root, "test/8.jpg", "test/9.jpg")
+    return write(root, sample_submission=f"id,{column}\n8,{value}\n9,{value}\n")
+
+
+def test_class_folders_are_called_as_the_sample_writes_them(tmp_path):
+    long, short = "cafe\u0301", "caf\u00e9"  # the accent as two characters, as macOS stores it, or one
+    for number, (folder, value) in enumerate(((long, short), (short, short), (short, long), (long, "x"))):
+        competition = read_layout(folders_of(tmp_path / str(number), folder, "the\u0301", "dog", value=value))
+        written = {long: (long, "dog", "the\u0301")}.get(value, (short, "dog", "th\u00e9"))
+        assert set(competition.class_names) == set(written), (folder, value)
+        assert {row.path.exists() for row in competition.train} == {True}
+    columns = folders_of(tmp_path / "columns", long, "dog", value="0.5,0.5", column=f"{short},dog")
+    assert read_layout(columns).form.value_columns == (short, "dog")
+    table = write(
+        flat(tmp_path / "table", train=f"id,label\n1,{long}\n2,dog\n3,dog\n4,{long}\n"),
+        sample_submission=f"id,label\n8,{short}\n9,{short}\n",
+    )
+    assert set(read_layout(table).class_names) == {short, "dog"}
+
+
+def test_a_space_behind_a_class_folder_is_no_part_of_the_class(tmp_path):
+    competition = read_layout(folders_of(tmp_path, "dog ", "cat", value="dog"))
+    assert competition.class_names == ("cat", "dog") and len(competition.train) == 8
+    assert_says(said(competition), "'dog '", "'dog'")
+    touch(tmp_path, "train/dog/other.jpg")
+    assert [row.label for row in read_layout(tmp_path).train].count("dog") == 5, "one class in two folders"
+
+
+@pytest.mark.parametrize("value, kept", [("Dog", "dog"), ("golden retriever", "golden_retriever")])
+def test_a_class_that_the_sample_writes_otherwise_is_refused(tmp_path, value, kept):
+    root = folders_of(tmp_path, kept, "cat", value=value)
+    message = refusal(root, asked=Asked(metric="accuracy"))
+    assert_says(
+        message, "sample_submission.csv", "row 2", "'label'", repr(value), repr(kept), "--target multiclass"
+    )
+    trained = read_layout(root, asked=Asked(kind="multiclass"))
+    assert kept in trained.class_names
+    # What training accepted, prediction accepts too
+    record = SimpleNamespace(data_settings={"target": "multiclass"})
+    run = SimpleNamespace(
+        record=record, target=trained.target, metric="accuracy", task="classification", path=root
+    )
+    assert len(read_for(run, root).test) == 2
+
+
+@pytest.mark.parametrize(
+    "written, value, names",
+    [
+        ("{}.0", "0", ("0", "1", "2", "3")),
+        ("{}.0", "7", ("0", "1", "2", "3")),  # no label, but the sample's way to write a number
+        ("{}", "0.0", ("0.0", "1.0", "2.0", "3.0")),
+        ("0{}", "1", ("0", "1", "2", "3")),
+        ("{}", "2", ("0", "1", "2", "3")),
+    ],
+)
+@pytest.mark.parametrize("metric, kind", [("accuracy", "multiclass"), ("qwk", "ordinal")])
+def test_whole_numbers_are_written_as_the_sample_writes_them(tmp_path, written, value, names, metric, kind):
+    ids = [str(n) for n in range(1, 13)]
+    table = "id,label\n" + "".join(f"{n},{written.format(int(n) % 4)}\n" for n in ids)
+    root = flat(tmp_path, ids, ("80", "90"), train=table)
+    write(root, sample_submission=f"id,label\n80,{value}\n90,{value}\n")
+    competition = read_layout(root, asked=Asked(metric=metric))
+    assert (competition.target.kind, competition.target.names) == (kind, names)
+    assert labels(competition)["3"] == names[3]
+    # A run that learned other names: its model decides
+    known = Target(kind, tuple(f"{n}.0" for n in range(4)))
+    if value == names[int(float(value)) % 4] and "." not in value:
+        message = refusal(root, known=(known, metric), need="test")
+        assert_says(message, "sample_submission.csv", "'label'", repr(value), repr(f"{value}.0"))
+
+
+def test_columns_of_whole_numbers_are_the_classes_0_0_and_1_0(tmp_path):
+    table = "id,label\n1,0.0\n2,1.0\n3,2.0\n4,0.0\n"
+    flat(tmp_path, train=table, sample_submission="id,0,1,2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n")
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("0", "1", "2") and labels(competition)["3"] == "2"
 
 
 def test_the_same_names_in_a_resized_folder(tmp_path):

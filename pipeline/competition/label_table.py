@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import is_number, split_column
@@ -261,23 +260,3 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
     return [both.get(text, text) for text in texts], [
         f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"
     ]
-
-
-def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
-    """Rename labels to the column names of the sample submission (`0` if it has a column `class_0`), with a
-    note.
-
-    The labels are unchanged (note "") if they equal the columns already, or if not every label gets its
-    column.
-    """
-    names = sorted(set(evidence.texts))
-    if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
-        return evidence, ""
-    plain = {plain_name(column): column for column in columns}
-    affixes = {column.partition(names[0])[::2] for column in columns if names[0] in column} | {("", "")}
-    for before, behind in sorted(affixes):
-        called = {name: plain.get(plain_name(before + name + behind), "") for name in names}
-        if set(called.values()) == set(columns):
-            note = f"labels are called as in the sample submission: {names[0]!r} is {called[names[0]]!r}"
-            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
-    return evidence, ""

@@ -22,6 +22,7 @@ from pipeline.competition.other_tasks import refuse_other_tasks, refuse_several_
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
 from pipeline.competition.sources import Source, Sources, read_sources
+from pipeline.competition.spelling import spelled_as
 from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import (
     TestImages,
@@ -105,6 +106,8 @@ def read_layout(
     labelled, trouble = _labelled(
         folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
     )
+    if known and labelled.evidence:
+        labelled.evidence, _ = spelled_as(labelled.evidence, (*known[0].names, *known[0].positive))
     names = _label_names(labelled.evidence, known)
     test = find_test_images(
         folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images

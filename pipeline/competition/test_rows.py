@@ -12,12 +12,14 @@ from pipeline.competition.folders import DataFolder, absent, check_whole, hide_c
 from pipeline.competition.ids import ImageIndex, file_name, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
+from pipeline.competition.spelling import other_spelling
 from pipeline.competition.subjects import Resolved, resolve
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
 from pipeline.forms.recognise import made_up, recognise
+from pipeline.tables import Table
 from pipeline.targets.evidence import Asked, SampleEvidence
-from pipeline.targets.readings import are_numbers
+from pipeline.targets.readings import are_numbers, split_parts
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import capped, counted, nearest, numbered, quoted
 
@@ -122,16 +124,13 @@ def check_classes(
             labels.
     """
     sample = sample_evidence(test)
-    if (
-        sample is None
-        or target is None
-        or not target.names
-        or target.kind != "multiclass"
-        or sample.labels
-        or test.sample is None
-    ):
+    if sample is None or target is None or not target.names or sample.labels or test.sample is None:
         return []
     path = test.sample.table.path
+    if form is not None and form.kind in ("label", "labels", "ranked") and asked.kind != target.kind:
+        _refuse_other_spelling(test.sample.table, sample.columns[0], form, target)
+    if target.kind != "multiclass":
+        return []
     if len(sample.columns) > 1:
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
@@ -158,6 +157,20 @@ def check_classes(
             "data, or accept it with --target multiclass"
         )
     return [f"its {what} and taken as placeholders"]
+
+
+def _refuse_other_spelling(sample: Table, column: str, form: SubmissionForm, target: Target) -> None:
+    """Raise if the sample writes a class otherwise than the labels: Kaggle compares texts."""
+    names = form.written or target.names
+    mark = form.separator if form.kind != "label" else None
+    for line, cell in zip(sample.lines, sample.column(column), strict=True):
+        for value in split_parts(cell, mark) if mark else [cell.strip()]:
+            if (known := other_spelling(value, names)) is not None:
+                raise UserError(
+                    f"{sample.path}: row {line}, column {column!r}: {value!r}, but the training labels write "
+                    f"{known!r}: write all labels as the competition does, in the training data or here; to "
+                    f"predict them as they are in the training data: --target {target.kind}"
+                )
 
 
 def _are_lists_of_numbers(sample: SampleEvidence, class_names: Sequence[str]) -> bool:

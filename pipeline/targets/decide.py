@@ -348,7 +348,7 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
     named after.
     """
     column = case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else case.labels.column
-    positive = case.asked.positive_class
+    positive = tuple(_as_in(names, name) for name in case.asked.positive_class)
     if unknown := [name for name in positive if name not in names]:
         hint = nearest(unknown[0], names)
         raise UserError(
@@ -380,6 +380,13 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
         f"{why}; positive: {', '.join(positive)}, {counts[True]:,} of {len(case.labels.texts):,}",
         [],
     )
+
+
+def _as_in(names: Sequence[str], text: str) -> str:
+    """Return the one of `names` that is the same number as `text` (1.0 and 1), else `text`."""
+    if text in names or number(text) is None:
+        return text
+    return next((name for name in names if number(name) == number(text)), text)
 
 
 def _first_fraction(names: Sequence[str]) -> str:
