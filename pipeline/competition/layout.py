@@ -54,7 +54,7 @@ def read_layout(
     test_images: bool = True,
     skip_bad_images: bool = False,
     asked: Asked = Asked(),  # noqa: B008 - frozen
-    known: tuple[Target, str] | None = None,
+    known: tuple[Target, str | None] | None = None,
     grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
     corrected: corrections.CorrectionFiles = corrections.CorrectionFiles(),  # noqa: B008 - frozen
 ) -> Competition:
@@ -68,7 +68,8 @@ def read_layout(
         skip_bad_images: leave out training rows without image or label and questions without an image, do not
             refuse.
         asked: the user's flags on target and metric.
-        known: target and metric of an existing run; they are used and not decided again.
+        known: target and metric of an existing run (a release has no metric); they are used and not decided
+            again.
         grouped: source of the groups.
         corrected: tables of rows to exclude from training, and of new labels.
 
@@ -221,7 +222,7 @@ def _decided(
     labelled: Labelled,
     test: TestImages,
     asked: Asked,
-    known: tuple[Target, str] | None,
+    known: tuple[Target, str | None] | None,
     need: str,
     trouble: str | None,
 ) -> tuple[Decision | None, str | None]:
@@ -242,7 +243,7 @@ def _decided(
 
 
 def _form(
-    test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None
+    test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str | None] | None
 ) -> SubmissionForm | None:
     """Return the form of predictions.csv.
 
@@ -259,7 +260,9 @@ def _form(
         ) from None
 
 
-def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
+def _label_names(
+    evidence: LabelEvidence | None, known: tuple[Target, str | None] | None
+) -> Sequence[str] | None:
     """Return all labels, which rows of a long sample submission may be about; None if they are unknown."""
     if known:
         return known[0].names

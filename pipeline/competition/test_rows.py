@@ -96,7 +96,7 @@ def form_of(test: TestImages, target: Target | None, metric: str | None) -> Subm
         resolved = test.resolved
         if metric is None:  # without training data: a value for each label is a probability
             several = resolved.row_labels or len(test.sample.table.columns) > 2
-            metric = "log_loss" if several and target.kind == "multilabel" else "accuracy"
+            metric = "log_loss" if several and target.kind != "continuous" else "accuracy"
         return recognise(
             test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels
         )

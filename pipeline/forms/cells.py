@@ -52,7 +52,10 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
 
     if form.decided:
         chosen = predictions.target.chosen(predictions.values)
-        predictions = replace(predictions, values=chosen.astype(np.float32))
+        if predictions.target.is_choice:
+            chosen = np.eye(predictions.target.num_outputs)[chosen]
+        values = chosen.reshape(predictions.values.shape).astype(np.float32)
+        predictions = replace(predictions, values=values)
     target, values = predictions.target, predictions.values
     if form.kind in ("label", "labels"):
         texts = label_texts(form, predictions)

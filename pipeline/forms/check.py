@@ -71,6 +71,9 @@ def read_back(table: Table, form: SubmissionForm, target: Target | None) -> tupl
     if form.decided:
         other = [line for line, row in zip(table.lines, values, strict=True) if not set(row) <= {0.0, 1.0}]
         problems += [f"{numbered(other)}: neither 0 nor 1, but labels are graded"] if other else []
+        if form.kind == "probabilities" and target is not None and target.kind != "multilabel":
+            several = [line for line, row in zip(table.lines, values, strict=True) if sum(row) != 1]
+            problems += [f"{numbered(several)}: not exactly one 1"] if several and not other else []
     elif form.kind != "number" and not form.of_numbers:
         problems += _probability_problems(values, table.lines, form)
     return ReadBack(ids, form.value_columns, values, None), problems

@@ -34,6 +34,7 @@ class SubmissionForm:
     top_k: int = 0  # kind ranked: the maximum number of labels in a cell
     of_numbers: bool = False  # kind rows: the values are numbers, not probabilities
     # kinds probabilities and rows: 1 for the labels of an image, 0 for the others, because labels are graded
+    # (one class: where the sample shows 0 and 1; a sample of 0.3 asks for probabilities)
     decided: bool = False
     # kind label: the text for each of the target's names, if the file writes them otherwise (1 for dog)
     written: tuple[str, ...] = ()

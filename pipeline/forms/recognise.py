@@ -65,19 +65,22 @@ def recognise(
         problems += _column_problems(values, target)
     decided = (
         kind in ("probabilities", "rows")
-        and target.kind == "multilabel"
+        and target.kind != "continuous"
         and find_metric(metric).needs == "labels"
+        and (target.kind == "multilabel" or not any(has_fraction(sample.column(name)) for name in values))
     )
     if decided:
         problems += _flag_problems(sample, values, metric)
-    raise_all(problems, f"{sample.path}:")
     separator, top_k = target.separator, 0
     if kind == "labels":
         separator = mark_between(cells, target.names) or separator
     if kind == "ranked":
         guesses, found_separator = several_guesses(cells, target.names)
-        separator = found_separator if guesses > 1 else " "
+        separator = found_separator if guesses > 1 else _mark_of_guesses(target)
         top_k = _k_of(metric) or (guesses if guesses > 1 else RANKED_DEFAULT)
+    if kind in ("labels", "ranked"):
+        problems += _mark_problems(f"its {values[0]!r}", separator, target)
+    raise_all(problems, f"{sample.path}:")
     return SubmissionForm(
         kind,
         columns,
@@ -98,6 +101,9 @@ def recognise(
 def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
     """Return the form without a sample submission: `id` and `label`, or one column per probability or
     number.
+
+    Raises:
+        UserError: several guesses do not fit into one cell, because a name contains the mark between them.
     """
     kind: FormKind = {
         "multiclass": "label",
@@ -107,9 +113,12 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
         "continuous": "number",
     }[target.kind]
     needs = find_metric(metric).needs
-    if target.kind == "multiclass" and needs == "ranks":
+    if needs == "ranks":
         kind = "ranked"
-    elif target.kind in ("multiclass", "multilabel") and needs == "probabilities":
+        raise_all(
+            _mark_problems("a cell of guesses", _mark_of_guesses(target), target), "no sample submission:"
+        )
+    elif (target.is_choice or target.kind == "multilabel") and needs == "probabilities":
         kind = "probabilities"
     elif target.kind == "binary" and needs == "labels":
         kind = "label"
@@ -126,7 +135,7 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
         "id",
         tuple(ids),
         None,
-        separator=target.separator,
+        separator=_mark_of_guesses(target) if kind == "ranked" else target.separator,
         top_k=k if kind == "ranked" else 0,
         sums_to_one=sums,
     )
@@ -184,6 +193,8 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
             return "label", problems
         return "probability", []
     if target.kind == "multilabel":
+        if needs == "ranks":
+            return "ranked", []
         if needs == "probabilities":
             return "labels", [
                 f"{metric} needs a probability of each label, but {column!r} is one column for all labels: "
@@ -234,6 +245,24 @@ def _joined_problems(column: str, cells: Sequence[str], target: Target, metric: 
         f"{metric} scores a label in {column!r}, but --positive-class joins classes "
         f"({quoted(target.names)}): leave --positive-class out, or use a metric of probabilities (--metric "
         "roc_auc or log_loss)"
+    ]
+
+
+def _mark_of_guesses(target: Target) -> str:
+    """Return the mark between guesses where the sample shows none: that of the data, else a space."""
+    return target.separator if target.kind == "multilabel" else " "
+
+
+def _mark_problems(where: str, mark: str, target: Target) -> list[str]:
+    """Report a class whose name contains the mark between the labels of a cell: no reader can part them."""
+    inside = next((name for name in target.names if mark in name), None)
+    if inside is None:
+        return []
+    return [
+        f"{where} holds several labels with {mark!r} between them, but the class {inside!r} contains that "
+        "mark: write two classes with the competition's own mark into a cell of the sample submission (such "
+        f"as {target.names[0]},{target.names[-1]}), or name the classes as the competition does; if one "
+        "label is scored: --metric accuracy"
     ]
 
 
