@@ -437,6 +437,40 @@ def test_long_training_rows_become_columns(tmp_path, evidence):
     assert [row.path.name for row in competition.test] == ["ID_91.png", "ID_90.png"]
 
 
+def long_table(root, images, kinds, rows=None):
+    """Rows <image>_<kind> of a training table and a sample."""
+    touch(root, *(f"train/{name}.png" for name in images), "test/t8.png", "test/t9.png")
+    rows = rows or [
+        (f"{name}_{kind}", (n + m) % 2) for n, name in enumerate(images) for m, kind in enumerate(kinds)
+    ]
+    competitions.table(root / "train.csv", ("id", "v"), rows)
+    sample = [(f"{name}_{kind}", 0.5) for name in ("t8", "t9") for kind in kinds]
+    competitions.table(root / "sample_submission.csv", ("id", "v"), sample)
+    return root
+
+
+@pytest.mark.parametrize("images", [("a1", "a2", "a3", "a4"), ("a_1", "a_2", "a_3", "a_4")])
+@pytest.mark.parametrize(
+    "kinds", [("x", "y_z"), ("x", "y_z", "w_z"), ("z", "y_z", "x_y_z"), ("p", "q", "r", "s_t")]
+)
+def test_labels_of_long_rows_may_contain_the_mark(tmp_path, evidence, images, kinds):
+    competition = read_layout(long_table(tmp_path, images, kinds))
+    assert evidence["labels"].columns == kinds and len(competition.train) == len(images)
+    assert evidence["labels"].cells == tuple(
+        tuple(str((n + m) % 2) for m in range(len(kinds))) for n in range(len(images))
+    )
+    assert competition.form.row_labels == kinds * 2
+
+
+def test_a_long_row_of_two_possible_images_goes_by_the_other_rows_or_is_refused(tmp_path, evidence):
+    images, kinds = ("a1", "a1_y", "a3", "a4"), ("x", "z")
+    read_layout(long_table(tmp_path / "clear", images, kinds))
+    assert evidence["labels"].columns == kinds and evidence["labels"].cells[1] == ("1", "0")
+    rows = [(f"{name}_{kind}", 1) for name in images for kind in ("z", "y_z")]
+    message = refusal(long_table(tmp_path / "unclear", images, ("z", "y_z"), rows))
+    assert_says(message, "train.csv", "row 3", "'a1_y_z'", "'a1'", "'a1_y'")
+
+
 # ---- JSON ----
 
 
