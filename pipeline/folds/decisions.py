@@ -69,6 +69,21 @@ class Decision:
         moved = np.exp(logs - logs.max(axis=1, keepdims=True))
         return (moved / moved.sum(axis=1, keepdims=True)).astype(np.float32)
 
+    def calibrated(self, temperature: float) -> Decision:
+        """Return the same decision for probabilities that were divided by `temperature` (`prior.shift`).
+
+        It was fitted on the model's own probabilities. Their logarithms are divided, so thresholds (their log
+        odds) and offsets are divided too; other kinds have no such probabilities.
+        """
+        import numpy as np
+
+        numbers = np.array(self.numbers)
+        if self.kind == "thresholds":
+            numbers = 1 / (1 + np.exp(-_log_odds(numbers) / temperature))
+        elif self.kind == "offsets":
+            numbers = numbers / temperature
+        return Decision(self.kind, tuple(numbers.tolist()))
+
 
 @dataclass(frozen=True)
 class Judged:
