@@ -122,6 +122,10 @@ def read_layout(
     form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
     root = folder.root
+    grouping, folds, where = None, None, ""
+    if need != "test":  # before the notes: these add some
+        grouping = groups.read_groups(folder, sources, labelled, grouped)
+        folds, where = groups.read_folds(folder, labelled) or (None, "")
     train_rows = _train_rows(root, labelled, decision)
     test_rows = tuple(
         Row(subject, root / image, None) for subject, images in test.subjects() for image in images
@@ -132,18 +136,19 @@ def read_layout(
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(
-        root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split
-    )
-    if need == "test":
-        return competition
-    folds, where = groups.read_folds(folder, labelled) or (None, "")
-    competition = replace(
-        competition,
-        groups=groups.read_groups(folder, sources, labelled, grouped),
+        root,
+        train_rows,
+        test_rows,
+        target,
+        metric,
+        form,
+        tuple(lines),
+        split=labelled.split,
+        groups=grouping,
         folds=folds,
         folds_from=where,
     )
-    if decision is None:
+    if need == "test" or decision is None:
         return competition
     return replace(
         competition,
