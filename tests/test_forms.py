@@ -312,6 +312,26 @@ def test_columns_of_one_class_hold_its_one_for_a_metric_of_labels(
     assert not form.decided, "the sample shows that probabilities are asked for"
 
 
+@pytest.mark.parametrize("words", [("False", "True"), ("false", "true")])
+def test_zeros_and_ones_are_written_in_the_words_of_the_sample(tmp_path: Path, words) -> None:
+    text = f"id,clear,water\np,{words[0]},{words[0]}\nq,{words[0]},{words[1]}\n"
+    form = sample(tmp_path / "s.csv", text, TAGS, "macro_f1")
+    lines = written(tmp_path, form, TAGS, [[0.3, 0.9, 0.1], [0.1, 0.1, 0.3]])
+    assert lines[1:] == [f"p,{words[1]},{words[0]}", f"q,{words[0]},{words[1]}"]
+    read, problems = read_back(load_table(tmp_path / "predictions.csv"), form, TAGS)
+    assert read.values.tolist() == [[1, 0], [0, 1]] and not problems
+    (tmp_path / "bad.csv").write_text("\n".join(lines).replace(words[1], "1") + "\n")
+    assert_says(check_predictions(tmp_path / "bad.csv", form, TAGS)[0], "2", "'clear'", "1")
+
+
+def test_numbers_for_two_named_classes_are_0_and_1_or_refused(tmp_path: Path) -> None:
+    form = sample(tmp_path / "s.csv", "id,label\np,0.0\nq,1.0\n", PETS, "accuracy")
+    assert written(tmp_path, form, PETS, [[0.25], [0.75]])[1:] == ["p,0.0", "q,1.0"]
+    with pytest.raises(UserError) as caught:
+        sample(tmp_path / "s.csv", "id,label\np,1\nq,2\n", PETS, "accuracy")
+    assert_says(str(caught.value), "s.csv", "'label'", "2", "'cat', 'dog'", "accuracy")
+
+
 def test_several_labels_are_ranked_for_a_metric_of_ranks(tmp_path: Path) -> None:
     form = sample(tmp_path / "s.csv", "id,tags\np,clear\nq,clear\n", TAGS, "map_at_2")
     assert form.kind == "ranked"

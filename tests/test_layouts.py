@@ -1189,6 +1189,35 @@ def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
     assert competition.form.written == ("0", "1") and competition.target.names == ("False", "True")
 
 
+@pytest.mark.parametrize(
+    "texts, value, names",
+    [
+        ("01", "False", ("False", "True")),
+        ("01", "true", ("false", "true")),
+        (("False", "True"), "TRUE", ("FALSE", "TRUE")),
+        (("0.0", "1.0"), "False", ("False", "True")),
+    ],
+)
+def test_yes_and_no_are_written_as_the_sample_writes_them(tmp_path, texts, value, names):
+    flat(
+        tmp_path,
+        train="id,label\n" + "".join(f"{n},{texts[int(n) % 2]}\n" for n in "1234"),
+        sample_submission=f"id,label\n8,{value}\n9,{value}\n",
+    )
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert competition.target.names == names and competition.form.written == ()
+    positive = read_layout(tmp_path, asked=Asked(metric="accuracy", positive_class=("1",)))
+    assert positive.target.positive == (names[1],)
+
+
+def test_a_grade_that_only_the_sample_has(tmp_path):
+    table = "id,label\n1,0\n2,1\n3,2\n4,0\n"
+    flat(tmp_path, ("1", "2", "3", "4"), ("7", "8", "9"), train=table)
+    write(tmp_path, sample_submission="id,label\n7,1\n8,2\n9,3\n")
+    assert_says(refusal(tmp_path, asked=Asked(metric="qwk")), "'label'", "'3'", "--target ordinal")
+    assert read_layout(tmp_path, asked=Asked(kind="ordinal")).target.names == ("0", "1", "2")
+
+
 def test_a_number_of_the_sample_that_is_no_class(tmp_path):
     flat(tmp_path, train="id,age\n1,30\n2,41\n3,30\n4,57\n", sample_submission="id,age\n8,0\n9,0\n")
     assert "'0' in the sample" in refusal(tmp_path) and "--metric rmse" in refusal(tmp_path)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import composed
 from pipeline.targets.evidence import LabelEvidence
-from pipeline.targets.readings import has_fraction, number
+from pipeline.targets.readings import are_flags, are_numbers, as_words, has_fraction, is_true, number
 
 BETWEEN = r"[\s,;|]+"  # the parts of a cell with several labels
 WHOLE = r"(?<![\w.+-])([+-]?)0*(\d+)(?:\.0*)?(?![\w.])"  # 7, 7.0, 07
@@ -51,6 +51,9 @@ def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvid
         return evidence, ""
     numbers = all(number(part) is not None for part in parts if not re.search(BETWEEN, part))
     ways: list[Callable[[str], str]] = [composed, _decomposed]
+    if are_flags(names) and are_flags(wanted) and not are_numbers(wanted):
+        words = as_words(min(wanted))
+        ways += [lambda text: words[is_true(text)]]
     if numbers and not has_fraction(parts):
         ways += [_as_whole, _with_zero]
     for way in ways:

@@ -129,17 +129,17 @@ def check_classes(
     path = test.sample.table.path
     if form is not None and form.kind in ("label", "labels", "ranked") and asked.kind != target.kind:
         _refuse_other_spelling(test.sample.table, sample.columns[0], form, target)
-    if target.kind != "multiclass":
+    if not target.is_choice:
         return []
     if len(sample.columns) > 1:
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
-    if form is not None and asked.kind != "multiclass" and _are_lists_of_numbers(sample, target.names):
+    if form is not None and asked.kind != target.kind and _are_lists_of_numbers(sample, target.names):
         raise UserError(
             f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
             f"classes are called {quoted(target.names[:3])}: which number is which class is not known; use "
             "the numbers as class names (folders 0, 1, ... or the label column of a table), or accept the "
-            "class names with --target multiclass"
+            f"class names with --target {target.kind}"
         )
     if form is None or form.kind != "label":
         return []
@@ -150,11 +150,11 @@ def check_classes(
         return []
     right = sum(count for value, count in values.items() if value in known)
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
-    if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != "multiclass":
+    if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != target.kind:
         raise UserError(
             f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its "
             f"{what}: an image of a class that is not trained cannot be predicted; complete the training "
-            "data, or accept it with --target multiclass"
+            f"data, or accept it with --target {target.kind}"
         )
     return [f"its {what} and taken as placeholders"]
 

@@ -13,7 +13,9 @@ from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
+    are_flags,
     are_numbers,
+    as_words,
     has_fraction,
     is_false,
     is_true,
@@ -93,7 +95,7 @@ def recognise(
         top_k=top_k,
         of_numbers=kind == "rows" and target.kind == "continuous",
         decided=decided,
-        written=_written(target, cells) if kind == "label" else (),
+        written=_written(target, cells) if kind == "label" else _words(sample, values) if decided else (),
         sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
     )
 
@@ -188,6 +190,7 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     if target.kind == "binary":
         if needs == "labels":
             problems = _fraction_problems(column, cells, target, metric)
+            problems = problems or _number_problems(column, cells, target, metric)
             if len(target.positive) != 1 or ", " in target.names[0]:
                 problems += _joined_problems(column, cells, target, metric)
             return "label", problems
@@ -234,6 +237,18 @@ def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric
         f"its {column!r} holds {fraction}, so probabilities or numbers are graded, but this run predicts "
         f"labels ({metric}): train with --metric roc_auc, log_loss or rmse (as the competition's page says); "
         "if labels are graded, write a label into the sample"
+    ]
+
+
+def _number_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
+    """Report a sample with other numbers than 0 and 1 for two classes: which number is which is unknown."""
+    other = next((cell for cell in cells if not are_flags([cell])), None)
+    if other is None or not _written(target, cells):
+        return []
+    return [
+        f"its {column!r} holds {other}, but the classes are {quoted(target.names)}: which number is which "
+        f"class is not known, and {metric} scores labels: use the numbers as labels in the training data, or "
+        "write 0 and 1 there (1 for the positive class)"
     ]
 
 
@@ -310,10 +325,21 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
 
 
 def _written(target: Target, cells: Sequence[str]) -> tuple[str, ...]:
-    """Return ("0", "1") if the sample holds numbers but the binary classes are texts; else ()."""
+    """Return ("0", "1") if the sample holds these numbers but the binary classes are texts; else ().
+
+    It is ("0.0", "1.0") where the sample writes them so.
+    """
     if target.kind != "binary" or not are_numbers(cells) or set(cells) <= set(target.names):
         return ()
-    return ("0", "1")
+    return ("0.0", "1.0") if all("." in cell for cell in cells) else ("0", "1")
+
+
+def _words(sample: Table, values: Sequence[str]) -> tuple[str, ...]:
+    """Return ("False", "True") as the sample writes them, if it holds these words; else ()."""
+    cells = {cell.strip() for name in values for cell in sample.column(name)} - {""}
+    if not cells or are_numbers(cells) or not are_flags(cells):
+        return ()
+    return as_words(min(cells))
 
 
 def form_without_target(sample: Table, id_column: str) -> SubmissionForm:

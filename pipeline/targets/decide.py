@@ -383,10 +383,12 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
 
 
 def _as_in(names: Sequence[str], text: str) -> str:
-    """Return the one of `names` that is the same number as `text` (1.0 and 1), else `text`."""
+    """Return the one of `names` that means `text` (1.0, 1 and True are one), else `text`."""
     if text in names or number(text) is None:
         return text
-    return next((name for name in names if number(name) == number(text)), text)
+    same = [name for name in names if number(name) == number(text)]
+    same += [name for name in names if are_flags([name, text]) and is_true(name) == is_true(text)]
+    return next(iter(same), text)
 
 
 def _first_fraction(names: Sequence[str]) -> str:

@@ -72,6 +72,14 @@ def are_flags(texts: Iterable[str]) -> bool:
     return all(is_true(text) or is_false(text) for text in texts)
 
 
+def as_words(example: str) -> tuple[str, str]:
+    """Return false and true, written as in `example`: `false`, `True`, `FALSE`."""
+    for change in (str.lower, str.upper):
+        if change(example) == example:
+            return change("false"), change("true")
+    return "False", "True"
+
+
 def split_parts(text: str, separator: str) -> list[str]:
     """Return the parts of a cell, without empty ones."""
     return [part.strip() for part in text.split(separator) if part.strip()]
