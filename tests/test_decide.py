@@ -259,6 +259,19 @@ def test_several_labels_keep_the_rows_without_any() -> None:
     assert decision.target.may_be_empty
 
 
+@pytest.mark.parametrize("cell", ["a", "0.5", "0", ""])
+def test_label_columns_and_one_column_in_the_sample_that_shows_no_mark(cell) -> None:
+    rows = tuple(tuple(row) for row in ("100", "011", "000"))
+    labels = LabelEvidence("table", "train.csv", columns=("a", "b", "c"), cells=rows)
+    sample = SampleEvidence("sample.csv", ("tags",), ((cell,), (cell,)))
+    with pytest.raises(UserError) as caught:
+        decide(labels, sample, Asked(metric="micro_f1"))
+    assert_says(str(caught.value), "train.csv", "'tags'", cell or "nothing", "separator", "data.label_column")
+    assert decide(labels, sample, Asked(metric="micro_f1", separator=";")).target.separator == ";"
+    shown = SampleEvidence("sample.csv", ("tags",), (("c|a",), ("b",)))
+    assert decide(labels, shown, Asked()).target.separator == "|"
+
+
 @pytest.mark.parametrize("cells", [["1 0 -1", "0 1 0", "-1 -1 1"], ["0 1 2", "2 1 0"]])
 def test_columns_of_few_whole_numbers_and_a_sample_of_a_half_are_two_readings(cells) -> None:
     with pytest.raises(UserError) as caught:

@@ -15,6 +15,7 @@ from pipeline.targets.readings import (
     are_shares,
     has_fraction,
     is_true,
+    mark_between,
     number,
 )
 from pipeline.targets.target import Target
@@ -109,7 +110,24 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
 
 
 def _separator_for(names: Sequence[str], case: Case) -> str:
-    """Return a separator that no name contains: the one that was set, else a space or another mark."""
+    """Return the separator of a file with all labels in one cell: the one that was set, else the sample's.
+
+    Without such a file it is a space or another mark that no name contains, and is only used inside.
+
+    Raises:
+        UserError: the sample has one column, but no cell shows the mark between labels.
+    """
     if case.asked.separator is not None:
         return case.asked.separator
+    if case.sample is not None and case.one_column and not case.needs("probabilities"):
+        if mark := mark_between(case.sample_cells, names):
+            return mark
+        column, shown = case.sample.columns[0], quoted(dict.fromkeys(case.sample_cells))
+        raise case.ambiguous(
+            f"several labels per image ({listed(names)}), but the one column {column!r} of the sample "
+            f"submission holds {shown or 'nothing'}: no cell shows how several labels are written",
+            "all labels in one cell: write two of them with the mark between them into a cell of the sample, "
+            'or separator: " " into competition.yaml',
+            "only one of these columns is scored: --set data.label_column=NAME",
+        )
     return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))
