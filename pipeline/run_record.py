@@ -99,6 +99,7 @@ RUN_SHAPE = {
         {
             "kind": TEXT,
             "numbers": [NUMBER],
+            "grades?": [NUMBER],
             "before": NUMBER_OR_NONE,
             "after": NUMBER_OR_NONE,
             "gain": NUMBER,

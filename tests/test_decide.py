@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from conftest import assert_says
 
 from pipeline.errors import UserError
 from pipeline.targets.decide import decide
@@ -133,6 +134,7 @@ def refused(*arguments: object, **more: object) -> str:
         ([str(number) for number in range(1, 101)], ["12.5"], {}, "continuous", "rmse", ("label",)),
         (["1.5", "2", "3.25"], ["0"], {}, "continuous", "rmse", ("label",)),
         (GRADES, ["0"], {"metric": "mae"}, "continuous", "mae", ("label",)),
+        (GRADES, ["2.5"], {}, "continuous", "rmse", ("label",)),
         (
             [str(number) for number in range(60)],
             ["0"],
@@ -158,9 +160,19 @@ def test_one_reading(texts, sample, more, kind, metric, names) -> None:
     assert metric in decision.says
 
 
+def test_grades_with_a_gap_are_told() -> None:
+    decision = read(["0", "1", "2", "10"] * 6, ["0"], metric="qwk")
+    assert decision.target.names == ("0", "1", "2", "10")
+    assert_says(" ".join(decision.notes), "between 2 and 10", "8", "--metric accuracy")
+    assert not read(["1", "2", "3"] * 6, ["1"], metric="qwk").notes
+    assert_says(refused(["1", "01", "2"] * 6, ["1"], metric="qwk"), "train.csv", "'01'", "'1'")
+
+
 def test_the_positive_class_is_what_is_encoded_as_one() -> None:
     decision = read(STEGO, ["0"], metric="roc_auc", positive_class=("JMiPOD", "UERD"))
     assert decision.target.encode(decision.labels)[:3, 0].tolist() == [0, 1, 1]
+    decision = read(["0.0", "1.0"] * 8, ["0"], metric="roc_auc", positive_class=("1",))
+    assert decision.target.positive == ("1.0",)
     decision = read(PETS, ["0.5"], column="dog")
     assert decision.target.encode(decision.labels)[:2, 0].tolist() == [0, 1]
 
@@ -182,6 +194,13 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         ),
         (["1", "2"] * 9, ["0.5"], {}, ["--positive-class 2", "--metric rmse"]),
         (["-1", "1"] * 9, ["0.5"], {}, ["--positive-class", "--metric rmse"]),
+        (
+            ["-1", "0", "1"] * 9,
+            ["0.5"],
+            {},
+            ["--positive-class", "several as --positive-class A,B", "--metric rmse"],
+        ),
+        (GRADES, ["0.5"], {}, ["--positive-class A,B", "--metric rmse"]),
         (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
     ],
 )
@@ -238,6 +257,31 @@ def test_several_labels_keep_the_rows_without_any() -> None:
     decision = read_columns(["100", "011", "000"])
     assert decision.target.encode(decision.labels).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     assert decision.target.may_be_empty
+
+
+@pytest.mark.parametrize("cell", ["a", "0.5", "0", ""])
+def test_label_columns_and_one_column_in_the_sample_that_shows_no_mark(cell) -> None:
+    rows = tuple(tuple(row) for row in ("100", "011", "000"))
+    labels = LabelEvidence("table", "train.csv", columns=("a", "b", "c"), cells=rows)
+    sample = SampleEvidence("sample.csv", ("tags",), ((cell,), (cell,)))
+    with pytest.raises(UserError) as caught:
+        decide(labels, sample, Asked(metric="micro_f1"))
+    assert_says(str(caught.value), "train.csv", "'tags'", cell or "nothing", "separator", "data.label_column")
+    assert decide(labels, sample, Asked(metric="micro_f1", separator=";")).target.separator == ";"
+    shown = SampleEvidence("sample.csv", ("tags",), (("c|a",), ("b",)))
+    assert decide(labels, shown, Asked()).target.separator == "|"
+
+
+@pytest.mark.parametrize("cells", [["1 0 -1", "0 1 0", "-1 -1 1"], ["0 1 2", "2 1 0"]])
+def test_columns_of_few_whole_numbers_and_a_sample_of_a_half_are_two_readings(cells) -> None:
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, sample="0.5")
+    other = "'-1'" if "-1" in cells[0] else "'2'"
+    assert_says(str(caught.value), "train.csv", "a, b, c", "0.5", other, "--metric roc_auc", "--metric rmse")
+    assert read_columns(cells, sample="0.5", metric="rmse").target.kind == "continuous"
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, sample="0.5", metric="roc_auc")
+    assert_says(str(caught.value), "train.csv", other, "0 or 1")
 
 
 @pytest.mark.parametrize(

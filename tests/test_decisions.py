@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import assert_says
 from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
 
 from pipeline.errors import UserError
@@ -92,6 +93,29 @@ def test_cut_points_raise_kappa() -> None:
     assert list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
     grades = target.chosen(judged[0].decision.apply(target, values))
     assert cohen_kappa_score(truth, grades, weights="quadratic") > judged[0].before + 0.1
+
+
+def test_cut_points_lie_between_the_numbers_of_the_grades() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("ordinal", ("0", "1", "2", "10"))
+    truth = rng.integers(0, 4, 600)
+    level = truth * 0.5 + rng.normal(0, 0.3, 600)
+    values = target.activate(-3 * np.abs(np.arange(4) - level[:, None]))
+    best = judge(target, "qwk", truth, values, PARTS)[0]
+    entry = best.record(True)
+    assert best.used and entry["grades"] == [0, 1, 2, 10] and max(entry["numbers"]) <= 10
+    decision = read_decision({"decisions": [entry]}, target)
+    numbers = target.grades[target.chosen(decision.apply(target, values))].astype(int)
+    by_values = cohen_kappa_score(
+        target.grades[truth].astype(int), numbers, labels=range(11), weights="quadratic"
+    )
+    assert by_values > best.before + 0.05, "the gain is one of Kaggle's kappa"
+    del entry["grades"]  # an earlier version counted places
+    with pytest.raises(UserError) as caught:
+        read_decision({"decisions": [entry]}, target)
+    assert_says(str(caught.value), "0, 1, 2, 10", "--decision off")
+    even = Target("ordinal", ("1", "2", "3", "4"))
+    assert read_decision({"decisions": [entry]}, even).kind == "cuts", "without a gap both are the same"
 
 
 def test_temperature_mends_a_model_that_is_too_sure() -> None:
@@ -299,3 +323,40 @@ def test_a_prior_and_the_temperature_calibrate_once(tmp_path: Path, asked: str) 
     assert done == {"prior": prior}
     np.testing.assert_array_equal(both.values, finished(team, raw, prior, "off")[0].values)
     assert log_loss(truth, both.values) < log_loss(truth, plain.values) - 0.1 < log_loss(truth, values)
+
+
+@pytest.mark.parametrize("kind", ["offsets", "thresholds"])
+def test_a_decision_and_a_prior_use_the_same_numbers(tmp_path: Path, kind: str) -> None:
+    """A prior that changes nothing but calibrates leaves every decision as it was fitted."""
+    rng = np.random.default_rng(0)
+    names = ("a", "b", "c") if kind == "offsets" else ("no", "yes")
+    target = multiclass(names) if kind == "offsets" else Target("binary", names, positive=("yes",))
+    truth = rng.choice(len(names), 3000, p=[0.8, 0.15, 0.05][: len(names)] if len(names) == 3 else [0.9, 0.1])
+    logits = 4.5 * (1.5 * np.eye(3)[truth] + rng.normal(0, 1, (3000, 3)) + [1, 0, -0.5])
+    if kind == "thresholds":
+        truth, logits = truth[:, None].astype(np.float32), logits[:, 1:2] - 5
+    values = target.activate(logits)
+    record = calibration(target, truth, values)
+    assert record["temperature"] > 2
+    best = judge(target, "macro_f1", truth, values, np.arange(3000) % 5)[0]
+    assert best.decision.kind == kind and best.used
+    record["decisions"] = [best.record(True)]
+    team = SimpleNamespace(
+        **{name: record[name] for name in ("temperature", "mean_probabilities")},
+        record=SimpleNamespace(values=record),
+        prior=target.prior([names[int(row)] for row in truth.reshape(-1)]).tolist(),
+        rule="probabilities",
+        leaves=(1, 2),
+        first=SimpleNamespace(target=target),
+        named=[SimpleNamespace(path="runs/folds")],
+    )
+    raw = Predictions(tuple(map(str, range(3000))), values, target)
+    shares = "".join(
+        f"{name},{share}\n" for name, share in zip(names, record["mean_probabilities"], strict=True)
+    )
+    (tmp_path / "same.csv").write_text("class,share\n" + shares)
+    plain, both = (finished(team, raw, prior, "auto") for prior in (None, str(tmp_path / "same.csv")))
+    assert both[1] == {"prior": str(tmp_path / "same.csv"), "decision": kind}
+    chosen = [target.chosen(one.values) for one, _ in (plain, both)]
+    assert (chosen[0] != target.chosen(values)).mean() > 0.003, "the decision changes something"
+    assert (chosen[0] != chosen[1]).mean() < 0.001

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -244,3 +245,19 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):
         take_folds(ids, competition.folds, "folds.csv", 2)
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg"])
+def test_ids_of_no_labelled_image_in_folds_and_groups_are_told(tmp_path: Path, suffix: str) -> None:
+    root = flat(tmp_path, "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(9)])
+    rows = [(f"i{number}{suffix}", number % 2) for number in range(11)]
+    table(root / "folds.csv", "id,fold", rows)
+    table(root / "own.csv", "id,group", [(f"j9{suffix}", 1), *rows[:9]])
+    competition = read_layout(root, need="train", grouped=Grouping(file="own.csv"))
+    assert set(competition.folds) == {f"i{number}" for number in range(9)}
+    said = "\n".join(competition.notes)
+    assert_says(
+        said, "own.csv", "1 id", f"'j9{suffix}'", "folds.csv", "2 ids", f"'i9{suffix}', 'i10{suffix}'"
+    )
+    table(root / "folds.csv", "id,fold", rows[:9])
+    assert "folds.csv" not in "\n".join(read_layout(root, need="train").notes)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_says
 
 from pipeline.errors import UserError
 from pipeline.forms.check import check_predictions, read_back
 from pipeline.forms.form import SubmissionForm
 from pipeline.forms.recognise import made_up, recognise
 from pipeline.predictions import Predictions
+from pipeline.submission.grading import score_predictions
 from pipeline.submission.write import write_predictions
 from pipeline.tables import load_table
 from pipeline.targets.target import Target
@@ -224,6 +226,9 @@ def test_an_index_that_pandas_left_is_not_written(tmp_path: Path) -> None:
         (WHALES, "map_at_5", "ranked", ("id", "label")),
         (SICK, "roc_auc", "probability", ("id", "label")),
         (GRADES, "qwk", "label", ("id", "label")),
+        (GRADES, "log_loss", "probabilities", ("id", "0", "1", "2")),
+        (GRADES, "map_at_3", "ranked", ("id", "label")),
+        (TAGS, "map_at_3", "ranked", ("id", "label")),
         (TAGS, "micro_f1", "labels", ("id", "label")),
         (TAGS, "roc_auc", "probabilities", ("id", "clear", "road", "water")),
         (NUMBER, "rmse", "number", ("id", "label")),
@@ -268,6 +273,89 @@ def test_a_metric_of_labels_writes_zeros_and_ones(tmp_path: Path, rows: bool) ->
     assert written(tmp_path, form, TAGS, values)[1].startswith(("p,0.3", "p_clear,0.3"))
     with pytest.raises(UserError, match=r"row 2.*0\.5.*macro_f1"):
         sample(tmp_path / "s.csv", text.replace(",0", ",0.5", 1), TAGS, "macro_f1", **more)
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "names", "values", "expected"),
+    [
+        (
+            WHALES,
+            "macro_f1",
+            ("w1", "new", "w3", "w2"),
+            [[0.3, 0.4, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]],
+            "1000 0010",
+        ),
+        (GRADES, "qwk", ("0", "1", "2"), [[0.4, 0.2, 0.4], [0.1, 0.1, 0.8]], "010 001"),
+        (PETS, "accuracy", ("dog", "cat"), [[0.4], [0.6]], "01 10"),
+    ],
+)
+@pytest.mark.parametrize("rows", [False, True])
+def test_columns_of_one_class_hold_its_one_for_a_metric_of_labels(
+    tmp_path, target, metric, names, values, expected, rows
+) -> None:
+    zeros = ",".join("0" * len(names))
+    text, more = f"id,{','.join(names)}\np,{zeros}\nq,{zeros}\n", {}
+    if rows:
+        text = "id,v\n" + "".join(f"{row}_{name},0\n" for row in "pq" for name in names)
+        more = {"subjects": tuple(row for row in "pq" for _ in names), "row_labels": names * 2}
+    form = sample(tmp_path / "s.csv", text, target, metric, **more)
+    lines = written(tmp_path, form, target, values)
+    cells = [line.split(",")[1:] for line in lines[1:]]
+    assert "".join(cell for row in cells for cell in row) == expected.replace(" ", "")
+    bad = tmp_path / "bad.csv"
+    bad.write_text("\n".join(lines).replace(",1", ",0.5", 1) + "\n")
+    assert check_predictions(bad, form, target)
+    bad.write_text("\n".join([lines[0], *(line.replace(",1", ",0") for line in lines[1:])]) + "\n")
+    assert rows or "rows 2, 3" in check_predictions(bad, form, target)[0], "no class at all"
+    head, _, body = text.partition("\n")
+    form = sample(tmp_path / "s.csv", head + "\n" + body.replace(",0", ",0.5", 1), target, metric, **more)
+    assert not form.decided, "the sample shows that probabilities are asked for"
+
+
+@pytest.mark.parametrize("words", [("False", "True"), ("false", "true")])
+def test_zeros_and_ones_are_written_in_the_words_of_the_sample(tmp_path: Path, words) -> None:
+    text = f"id,clear,water\np,{words[0]},{words[0]}\nq,{words[0]},{words[1]}\n"
+    form = sample(tmp_path / "s.csv", text, TAGS, "macro_f1")
+    lines = written(tmp_path, form, TAGS, [[0.3, 0.9, 0.1], [0.1, 0.1, 0.3]])
+    assert lines[1:] == [f"p,{words[1]},{words[0]}", f"q,{words[0]},{words[1]}"]
+    read, problems = read_back(load_table(tmp_path / "predictions.csv"), form, TAGS)
+    assert read.values.tolist() == [[1, 0], [0, 1]] and not problems
+    (tmp_path / "bad.csv").write_text("\n".join(lines).replace(words[1], "1") + "\n")
+    assert_says(check_predictions(tmp_path / "bad.csv", form, TAGS)[0], "2", "'clear'", "1")
+
+
+def test_numbers_for_two_named_classes_are_0_and_1_or_refused(tmp_path: Path) -> None:
+    form = sample(tmp_path / "s.csv", "id,label\np,0.0\nq,1.0\n", PETS, "accuracy")
+    assert written(tmp_path, form, PETS, [[0.25], [0.75]])[1:] == ["p,0.0", "q,1.0"]
+    with pytest.raises(UserError) as caught:
+        sample(tmp_path / "s.csv", "id,label\np,1\nq,2\n", PETS, "accuracy")
+    assert_says(str(caught.value), "s.csv", "'label'", "2", "'cat', 'dog'", "accuracy")
+
+
+def test_several_labels_are_ranked_for_a_metric_of_ranks(tmp_path: Path) -> None:
+    form = sample(tmp_path / "s.csv", "id,tags\np,clear\nq,clear\n", TAGS, "map_at_2")
+    assert form.kind == "ranked"
+    lines = written(tmp_path, form, TAGS, [[0.3, 0.1, 0.9], [0.1, 0.15, 0.12]])
+    assert lines[1:] == ["p,water clear", "q,road water"]
+    (tmp_path / "solution.csv").write_text("id,tags\np,clear water\nq,water\n")
+    scores = score_predictions(
+        tmp_path / "predictions.csv", tmp_path / "solution.csv", form=form, target=TAGS, metric="map_at_2"
+    )
+    assert scores["metrics"]["map_at_2"] == pytest.approx((1 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("names", [("cat", "red fox"), ("a", "b", "a b")])
+def test_names_with_the_mark_between_guesses_are_refused_before_training(tmp_path: Path, names) -> None:
+    target = Target("multiclass", names)
+    with pytest.raises(UserError) as caught:
+        sample(tmp_path / "s.csv", f"id,label\np,{names[0]}\n", target, "map_at_3")
+    assert_says(str(caught.value), "s.csv", "'label'", "' '", repr(names[-1]), "--metric accuracy")
+    with pytest.raises(UserError) as caught:
+        made_up(target, "map_at_3", ("p",))
+    assert_says(str(caught.value), "' '", repr(names[-1]))
+    form = sample(tmp_path / "s.csv", f'id,label\np,"{names[0]},{names[-1]}"\n', target, "map_at_2")
+    lines = written(tmp_path, form, target, np.eye(len(names))[-1:].tolist(), ids=("p",))
+    assert lines[1] == f'p,"{names[-1]},{names[0]}"'
 
 
 def test_a_row_for_each_of_two_classes(tmp_path: Path) -> None:

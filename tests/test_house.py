@@ -23,12 +23,12 @@ WINGS = {
     ),
     "targets": (
         "target evidence readings measures classes metric_table metrics baseline decision_case "
-        "several_columns decide"
+        "graded several_columns decide"
     ),
     "what a run holds": "run_record run predictions",
     "forms": "form recognise cells check",
     "competition": (
-        "facts rows parts folders ids id_columns json_tables sources label_columns label_table "
+        "facts rows parts folders ids spelling id_columns json_tables sources label_columns label_table "
         "long_tables class_folders subjects label_candidates labels groups corrections pseudo_labels "
         "fold_split sample test_rows notes other_tasks vqa_files vqa_images vqa_tables vqa_layout "
         "layout splits questions"

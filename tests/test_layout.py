@@ -752,10 +752,10 @@ def test_two_samples(tmp_path):
 
 
 def test_sample_labels_are_only_checked(tmp_path):
-    make(class_folders(tmp_path), sample_submission="id,label\n8,bird\n9,Dog\n")
+    make(class_folders(tmp_path), sample_submission="id,label\n8,bird\n9,Goat\n")
     competition = read_layout(tmp_path)
     assert competition.class_names == ("cat", "dog")
-    assert "its labels 'bird', 'Dog' are no classes of the training data" in said(competition)
+    assert "its labels 'bird', 'Goat' are no classes of the training data" in said(competition)
 
 
 def test_a_shared_image_folder(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import competitions
 import pytest
@@ -16,6 +17,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked, Decision
 from pipeline.targets.target import Target, multiclass
+from pipeline.tasks.apply import read_for
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo" / "make_zoo.py"
 
@@ -435,6 +437,40 @@ def test_long_training_rows_become_columns(tmp_path, evidence):
     assert [row.path.name for row in competition.test] == ["ID_91.png", "ID_90.png"]
 
 
+def long_table(root, images, kinds, rows=None):
+    """Rows <image>_<kind> of a training table and a sample."""
+    touch(root, *(f"train/{name}.png" for name in images), "test/t8.png", "test/t9.png")
+    rows = rows or [
+        (f"{name}_{kind}", (n + m) % 2) for n, name in enumerate(images) for m, kind in enumerate(kinds)
+    ]
+    competitions.table(root / "train.csv", ("id", "v"), rows)
+    sample = [(f"{name}_{kind}", 0.5) for name in ("t8", "t9") for kind in kinds]
+    competitions.table(root / "sample_submission.csv", ("id", "v"), sample)
+    return root
+
+
+@pytest.mark.parametrize("images", [("a1", "a2", "a3", "a4"), ("a_1", "a_2", "a_3", "a_4")])
+@pytest.mark.parametrize(
+    "kinds", [("x", "y_z"), ("x", "y_z", "w_z"), ("z", "y_z", "x_y_z"), ("p", "q", "r", "s_t")]
+)
+def test_labels_of_long_rows_may_contain_the_mark(tmp_path, evidence, images, kinds):
+    competition = read_layout(long_table(tmp_path, images, kinds))
+    assert evidence["labels"].columns == kinds and len(competition.train) == len(images)
+    assert evidence["labels"].cells == tuple(
+        tuple(str((n + m) % 2) for m in range(len(kinds))) for n in range(len(images))
+    )
+    assert competition.form.row_labels == kinds * 2
+
+
+def test_a_long_row_of_two_possible_images_goes_by_the_other_rows_or_is_refused(tmp_path, evidence):
+    images, kinds = ("a1", "a1_y", "a3", "a4"), ("x", "z")
+    read_layout(long_table(tmp_path / "clear", images, kinds))
+    assert evidence["labels"].columns == kinds and evidence["labels"].cells[1] == ("1", "0")
+    rows = [(f"{name}_{kind}", 1) for name in images for kind in ("z", "y_z")]
+    message = refusal(long_table(tmp_path / "unclear", images, ("z", "y_z"), rows))
+    assert_says(message, "train.csv", "row 3", "'a1_y_z'", "'a1'", "'a1_y'")
+
+
 # ---- JSON ----
 
 
@@ -803,6 +839,140 @@ def test_the_sample_tells_which_of_two_columns_holds_the_labels(tmp_path):
     assert set(competition.class_names) == {"aa", "bb", "cc"} and competition.form.kind == "ranked"
 
 
+@pytest.mark.parametrize("metric", [None, "accuracy", "map_at_3"])
+def test_the_samples_values_tell_more_than_the_name_label(tmp_path, metric):
+    table = "id,label,breed\n1,0,beagle\n2,1,boxer\n3,2,corgi\n4,0,beagle\n"
+    value = "beagle boxer corgi" if metric == "map_at_3" else "beagle"
+    flat(tmp_path, train=table, sample_submission=f"id,predicted\n8,{value}\n9,{value}\n")
+    assert read_layout(tmp_path, asked=Asked(metric=metric)).class_names == ("beagle", "boxer", "corgi")
+    # A column of the sample's own name, and its values elsewhere
+    write(tmp_path, sample_submission=f"id,label\n8,{value}\n9,{value}\n")
+    message = refusal(tmp_path, asked=Asked(metric=metric))
+    assert_says(message, "train.csv", "'label'", "'breed'", "data.label_column")
+    named = read_layout(tmp_path, asked=Asked(metric=metric), label_column="breed")
+    assert named.class_names == ("beagle", "boxer", "corgi")
+
+
+def test_numbers_of_the_sample_that_only_another_column_holds_are_two_readings(tmp_path):
+    table = "id,label,code\n1,0,70\n2,1,80\n3,2,90\n4,0,70\n"
+    flat(tmp_path, train=table, sample_submission="id,predicted\n8,70\n9,90\n")
+    message = refusal(tmp_path, asked=Asked(metric="accuracy"))
+    assert_says(message, "train.csv", "'label'", "'code'", "data.label_column")
+    write(tmp_path, sample_submission="id,predicted\n8,0\n9,2\n")
+    assert read_layout(tmp_path, asked=Asked(metric="accuracy")).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "NA", "None", "<NA>"])
+@pytest.mark.parametrize("metric", [None, "accuracy", "roc_auc", "qwk", "rmse"])
+def test_a_missing_value_among_numbers_is_no_class(tmp_path, text, metric):
+    table = f"id,label\n1,0\n2,1\n3,{text}\n4,2\n"
+    flat(tmp_path, train=table, sample_submission="id,label\n8,0\n9,1\n")
+    message = refusal(tmp_path, asked=Asked(metric=metric, positive_class=("1",) * (metric == "roc_auc")))
+    assert_says(message, "train.csv", "row 4", "'label'", repr(text), "data.skip_bad_images")
+    if metric != "roc_auc":
+        competition = read_layout(tmp_path, asked=Asked(metric=metric), skip_bad_images=True)
+        assert labels(competition) == {"1": "0", "2": "1", "4": "2"}
+
+
+def test_a_missing_value_in_one_of_several_columns_or_where_cells_may_be_empty(tmp_path):
+    flat(tmp_path, train="id,a,b\n1,0,1\n2,nan,0\n3,1,0\n4,1,1\n", sample_submission="id,a,b\n8,0,0\n9,0,0\n")
+    assert_says(refusal(tmp_path), "row 3", "'a'", "'nan'")
+    write(tmp_path, train="id,label\n1,0 1\n2,nan\n3,1\n4,\n", sample_submission="id,label\n8,0 1\n9,\n")
+    assert_says(refusal(tmp_path, asked=Asked(metric="micro_f1")), "3", "'label'", "'nan'")
+
+
+def test_a_missing_value_among_names_is_told(tmp_path):
+    flat(
+        tmp_path, train="id,label\n1,cat\n2,dog\n3,nan\n4,dog\n", sample_submission="id,label\n8,cat\n9,cat\n"
+    )
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("cat", "dog", "nan")
+    assert_says(said(competition), "row 4", "'nan'")
+    write(tmp_path, train="id,label\n1,cat\n2,dog\n3,None\n4,dog\n")
+    assert "None" not in said(read_layout(tmp_path))
+
+
+def folders_of(root, *names, value, column="label"):
+    """Class folders, four images each, and a sample that holds `value`."""
+    touch(root, *(f"train/{name}/{name.strip()}{n}.jpg" for name in names for n in range(4)))
+    touch(root, "test/8.jpg", "test/9.jpg")
+    return write(root, sample_submission=f"id,{column}\n8,{value}\n9,{value}\n")
+
+
+def test_class_folders_are_called_as_the_sample_writes_them(tmp_path):
+    long, short = "cafe\u0301", "caf\u00e9"  # the accent as two characters, as macOS stores it, or one
+    for number, (folder, value) in enumerate(((long, short), (short, short), (short, long), (long, "x"))):
+        competition = read_layout(folders_of(tmp_path / str(number), folder, "the\u0301", "dog", value=value))
+        written = {long: (long, "dog", "the\u0301")}.get(value, (short, "dog", "th\u00e9"))
+        assert set(competition.class_names) == set(written), (folder, value)
+        assert {row.path.exists() for row in competition.train} == {True}
+    columns = folders_of(tmp_path / "columns", long, "dog", value="0.5,0.5", column=f"{short},dog")
+    assert read_layout(columns).form.value_columns == (short, "dog")
+    table = write(
+        flat(tmp_path / "table", train=f"id,label\n1,{long}\n2,dog\n3,dog\n4,{long}\n"),
+        sample_submission=f"id,label\n8,{short}\n9,{short}\n",
+    )
+    assert set(read_layout(table).class_names) == {short, "dog"}
+
+
+def test_a_space_behind_a_class_folder_is_no_part_of_the_class(tmp_path):
+    competition = read_layout(folders_of(tmp_path, "dog ", "cat", value="dog"))
+    assert competition.class_names == ("cat", "dog") and len(competition.train) == 8
+    assert_says(said(competition), "'dog '", "'dog'")
+    touch(tmp_path, "train/dog/other.jpg")
+    assert [row.label for row in read_layout(tmp_path).train].count("dog") == 5, "one class in two folders"
+
+
+@pytest.mark.parametrize("value, kept", [("Dog", "dog"), ("golden retriever", "golden_retriever")])
+def test_a_class_that_the_sample_writes_otherwise_is_refused(tmp_path, value, kept):
+    root = folders_of(tmp_path, kept, "cat", value=value)
+    message = refusal(root, asked=Asked(metric="accuracy"))
+    assert_says(
+        message, "sample_submission.csv", "row 2", "'label'", repr(value), repr(kept), "--target multiclass"
+    )
+    trained = read_layout(root, asked=Asked(kind="multiclass"))
+    assert kept in trained.class_names
+    # What training accepted, prediction accepts too
+    record = SimpleNamespace(data_settings={"target": "multiclass"})
+    run = SimpleNamespace(
+        record=record, target=trained.target, metric="accuracy", task="classification", path=root
+    )
+    assert len(read_for(run, root).test) == 2
+
+
+@pytest.mark.parametrize(
+    "written, value, names",
+    [
+        ("{}.0", "0", ("0", "1", "2", "3")),
+        ("{}.0", "7", ("0", "1", "2", "3")),  # no label, but the sample's way to write a number
+        ("{}", "0.0", ("0.0", "1.0", "2.0", "3.0")),
+        ("0{}", "1", ("0", "1", "2", "3")),
+        ("{}", "2", ("0", "1", "2", "3")),
+    ],
+)
+@pytest.mark.parametrize("metric, kind", [("accuracy", "multiclass"), ("qwk", "ordinal")])
+def test_whole_numbers_are_written_as_the_sample_writes_them(tmp_path, written, value, names, metric, kind):
+    ids = [str(n) for n in range(1, 13)]
+    table = "id,label\n" + "".join(f"{n},{written.format(int(n) % 4)}\n" for n in ids)
+    root = flat(tmp_path, ids, ("80", "90"), train=table)
+    write(root, sample_submission=f"id,label\n80,{value}\n90,{value}\n")
+    competition = read_layout(root, asked=Asked(metric=metric))
+    assert (competition.target.kind, competition.target.names) == (kind, names)
+    assert labels(competition)["3"] == names[3]
+    # A run that learned other names: its model decides
+    known = Target(kind, tuple(f"{n}.0" for n in range(4)))
+    if value == names[int(float(value)) % 4] and "." not in value:
+        message = refusal(root, known=(known, metric), need="test")
+        assert_says(message, "sample_submission.csv", "'label'", repr(value), repr(f"{value}.0"))
+
+
+def test_columns_of_whole_numbers_are_the_classes_0_0_and_1_0(tmp_path):
+    table = "id,label\n1,0.0\n2,1.0\n3,2.0\n4,0.0\n"
+    flat(tmp_path, train=table, sample_submission="id,0,1,2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n")
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("0", "1", "2") and labels(competition)["3"] == "2"
+
+
 def test_the_same_names_in_a_resized_folder(tmp_path):
     touch(
         tmp_path,
@@ -1017,6 +1187,35 @@ def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
     assert "'label' of the sample submission ('0')" in refusal(tmp_path)
     competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
     assert competition.form.written == ("0", "1") and competition.target.names == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    "texts, value, names",
+    [
+        ("01", "False", ("False", "True")),
+        ("01", "true", ("false", "true")),
+        (("False", "True"), "TRUE", ("FALSE", "TRUE")),
+        (("0.0", "1.0"), "False", ("False", "True")),
+    ],
+)
+def test_yes_and_no_are_written_as_the_sample_writes_them(tmp_path, texts, value, names):
+    flat(
+        tmp_path,
+        train="id,label\n" + "".join(f"{n},{texts[int(n) % 2]}\n" for n in "1234"),
+        sample_submission=f"id,label\n8,{value}\n9,{value}\n",
+    )
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert competition.target.names == names and competition.form.written == ()
+    positive = read_layout(tmp_path, asked=Asked(metric="accuracy", positive_class=("1",)))
+    assert positive.target.positive == (names[1],)
+
+
+def test_a_grade_that_only_the_sample_has(tmp_path):
+    table = "id,label\n1,0\n2,1\n3,2\n4,0\n"
+    flat(tmp_path, ("1", "2", "3", "4"), ("7", "8", "9"), train=table)
+    write(tmp_path, sample_submission="id,label\n7,1\n8,2\n9,3\n")
+    assert_says(refusal(tmp_path, asked=Asked(metric="qwk")), "'label'", "'3'", "--target ordinal")
+    assert read_layout(tmp_path, asked=Asked(kind="ordinal")).target.names == ("0", "1", "2")
 
 
 def test_a_number_of_the_sample_that_is_no_class(tmp_path):

@@ -491,3 +491,40 @@ def test_five_thousand_classes_are_scored_at_once() -> None:
     assert scores["macro_f1"] == pytest.approx(
         skm.f1_score(truth, values.argmax(axis=1), average="macro"), abs=1e-12
     )
+
+
+def hamners_kappa(truth: list[int], chosen: list[int]) -> float:
+    """Ben Hamner's `quadratic_weighted_kappa`, which Kaggle's competitions of grades show: every rating from
+    the lowest to the highest has a row, also one that does not occur.
+    """
+    low, high = min(truth + chosen), max(truth + chosen)
+    span = high - low + 1
+    both, ones, others = np.zeros((span, span)), np.zeros(span), np.zeros(span)
+    for one, other in zip(truth, chosen, strict=True):
+        both[one - low, other - low] += 1
+        ones[one - low] += 1
+        others[other - low] += 1
+    weights = np.subtract.outer(np.arange(span), np.arange(span)) ** 2 / (span - 1) ** 2
+    return 1 - (weights * both).sum() / (weights * np.outer(ones, others) / len(truth)).sum()
+
+
+def test_kappa_counts_the_distance_between_grades_with_a_gap() -> None:
+    target = Target("ordinal", ("0", "1", "2", "10"))
+    truth, chosen = [0, 1, 2, 10, 0, 1, 2, 10], [0, 1, 10, 10, 0, 1, 2, 2]
+    place = {int(name): number for number, name in enumerate(target.names)}
+    places = [np.array([place[grade] for grade in grades]) for grades in (truth, chosen)]
+    found = evaluate_labels("qwk", target, *places)
+    assert found == pytest.approx(hamners_kappa(truth, chosen), abs=1e-12)
+    assert found == pytest.approx(0.4900, abs=1e-4)
+    by_values = skm.cohen_kappa_score(truth, chosen, labels=range(11), weights="quadratic")
+    assert found == pytest.approx(by_values, abs=1e-12)
+    assert evaluate_labels("qwk", target, places[0], np.full(8, -1)) is None, "a grade that nothing names"
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2", "3", "4"), ("1", "2", "3"), ("-2", "0", "5", "6")])
+def test_kappa_is_hamners(names: tuple[str, ...]) -> None:
+    rng, target = np.random.default_rng(3), Target("ordinal", names)
+    truth = rng.integers(0, len(names), 60)
+    chosen = np.clip(truth + rng.integers(-1, 2, 60), 0, len(names) - 1)
+    grades = [[int(names[place]) for place in places] for places in (truth, chosen)]
+    assert evaluate_labels("qwk", target, truth, chosen) == pytest.approx(hamners_kappa(*grades), abs=1e-12)

@@ -208,6 +208,7 @@ def test_metrics_of_other_types_are_named(tmp_path: Path, line: str, message: st
         ({"kind": "multiclass"}, "target.names: missing"),
         ({"kind": "multiclass", "names": ["cat", 2]}, r"target.names\[1\]: expected a text, found 2"),
         ({"kind": "multiclass", "names": ["cat", "cat"]}, "target.names: expected different names"),
+        ({"kind": "ordinal", "names": ["0", "2", "1"]}, "target.names: expected grades, lowest first"),
         ({"kind": "binary", "names": ["no", "yes", "perhaps"]}, "found 3 names"),
         ({"kind": "binary", "names": ["no", "yes"], "positive": "yes"}, "target.positive: expected a list"),
         (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 from target_runs import NUMBERS
 
 from pipeline.errors import UserError
@@ -316,6 +317,16 @@ def test_a_solution_is_read_as_it_is_written(tmp_path, target, form, predictions
     )
     assert scores["metrics"][metric] == pytest.approx(1.0)
     assert not scores["unseen"]
+
+
+def test_a_grade_that_only_the_solution_has_keeps_its_distance(tmp_path):
+    paths = files(tmp_path, "id,label\na,0\nb,1\nc,2\nd,4\ne,4\n", "id,label\na,0\nb,1\nc,2\nd,3\ne,4\n")
+    scores = score_predictions(
+        *paths, form=LABEL, target=Target("ordinal", ("0", "1", "2", "4")), metric="qwk"
+    )
+    golden = cohen_kappa_score([0, 1, 2, 4, 4], [0, 1, 2, 3, 4], weights="quadratic", labels=range(5))
+    assert scores["metrics"]["qwk"] == pytest.approx(golden, abs=1e-12)
+    assert scores["unseen"] == ["3"]
 
 
 def test_ids_that_do_not_match(tmp_path):

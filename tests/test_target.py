@@ -38,9 +38,11 @@ finite = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 @given(names, st.data())
 def test_what_is_certain_decodes_to_the_label_it_encodes(names: list[str], data: st.DataObject) -> None:
     labels = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=9))
-    for kind in ("multiclass", "ordinal"):
-        target = Target(kind, tuple(names))
-        assert target.decode(np.eye(len(names), dtype=np.float32)[target.encode(labels)]) == labels
+    target = Target("multiclass", tuple(names))
+    assert target.decode(np.eye(len(names), dtype=np.float32)[target.encode(labels)]) == labels
+    numbers = data.draw(st.lists(st.integers(-99, 99), min_size=2, max_size=9, unique=True))
+    grades = tuple(map(str, sorted(numbers)))
+    assert tuple(Target("ordinal", grades).decode(np.eye(len(grades), dtype=np.float32))) == grades
     assume(not any("|" in name for name in names))
     several = Target("multilabel", tuple(names), separator="|", may_be_empty=True)
     sets = data.draw(st.lists(st.sets(st.sampled_from(names)), min_size=1, max_size=9))
@@ -143,6 +145,14 @@ def test_the_grade_is_the_nearest_to_the_expected_one() -> None:
     )
     assert GRADES.chosen(probabilities).tolist() == [2, 2, 0, 4]
     assert GRADES.decode(probabilities) == ["2", "2", "0", "4"]
+
+
+def test_the_expected_grade_counts_the_numbers_of_the_grades() -> None:
+    gap = Target("ordinal", ("1", "2", "3", "11"))
+    assert gap.grades.tolist() == [0, 1, 2, 10] and gap.half_way.tolist() == [0.5, 1.5, 6]
+    probabilities = np.array([[0.5, 0, 0, 0.5], [0.3, 0, 0, 0.7], [0.4, 0, 0.3, 0.3], [0.9, 0.1, 0, 0]])
+    assert gap.expected_grade(probabilities).tolist() == pytest.approx([5, 7, 3.6, 0.1])
+    assert gap.decode(probabilities) == ["3", "11", "3", "1"]
 
 
 def test_decisions_of_the_other_kinds() -> None:

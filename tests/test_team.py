@@ -196,6 +196,10 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
         str(folds),
     ]
     assert again.count("--output") == 1 and again[again.index("--folds") + 1] == "2"
+    with pytest.raises(UserError) as caught:  # such a blend could never predict
+        blend.main(["--runs", str(folds), str(runs / "swin"), "--output", str(tmp_path / "out")])
+    assert_says(str(caught.value), str(folds), "'fold-2'", "--fold 2")
+    assert not (tmp_path / "out").exists()
     words = [
         *("--data", str(runs / "data")),
         *FLAGS,
@@ -228,6 +232,8 @@ def test_a_fold_that_was_not_assembled_is_refused(runs: Path, tmp_path: Path) ->
     shutil.copytree(runs / "swin/fold-2", folds / "fold-2")
     with pytest.raises(UserError) as caught:
         gather([folds])
+    with pytest.raises(UserError, match="fold-2 changed"):
+        blend.main(["--runs", str(folds), str(runs / "swin"), "--output", str(tmp_path / "out")])
     assert_says(str(caught.value), str(folds), "fold-2 changed", "--folds 2", "--resume", f"--output {folds}")
     (folds / "fold-1/val_probs.npy").write_bytes(b"damaged")  # which says nothing about fold 2
     with pytest.raises(UserError, match="fold-2 changed"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
 from pipeline.competition.ids import file_name, short_ids, without_suffix
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
+from pipeline.competition.spelling import class_name
 from pipeline.targets.evidence import LabelEvidence
 from pipeline.wording import listed, quoted
 
@@ -88,7 +89,7 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
         base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
-    ordered = dict(sorted(groups.items(), key=lambda group: natural_key(group[0])))
+    ordered = _in_order(groups)
     if shared := _inner_classes(base, ordered):
         return ClassFolders(base, shared, loose)
     return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "")
@@ -112,7 +113,18 @@ def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[st
         return {}
     if all(plain_name(name) in KINDS for name in inner):
         return {}
-    return dict(sorted(inner.items(), key=lambda group: natural_key(group[0])))
+    return _in_order(inner)
+
+
+def _in_order(groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the images of each class, with the classes in natural order.
+
+    Folders whose names differ only in the way they are stored are one class.
+    """
+    classes: dict[str, list[str]] = {}
+    for folder, images in groups.items():
+        classes.setdefault(class_name(folder), []).extend(images)
+    return dict(sorted(classes.items(), key=lambda group: natural_key(group[0])))
 
 
 def _trouble(base: str, groups: dict[str, list[str]]) -> str:
@@ -195,6 +207,14 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
         path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base
     ]
     notes = [f"no images in {listed(without)}: not a class"] if without else []
+    stored = {
+        folder: name
+        for name, group in classes.groups.items()
+        for image in group
+        for folder in image[len(base) :].split("/")[:-1]
+        if folder != name and class_name(folder) == name
+    }
+    notes += [f"the class folder {folder!r} is the class {name!r}" for folder, name in stored.items()][:1]
     where = f"one folder per class in {classes.where}"
     evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
     return Labelled(ids, [(image,) for image in images], evidence, where, notes)

@@ -147,13 +147,19 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
         for text, cell in zip(ids, cells, strict=True):
             values.setdefault(text.strip(), set()).add(cell)
         found = {row_id: values[row_id] for row_id in labelled.ids}
+        other = [text for text in ids if text.strip() not in found]
     else:  # ids in another form: with an extension, or as a path
         match = ImageIndex(folder, folder.of_part("train", "val", "")).match(ids)
         for images, cell in zip(match.images, cells, strict=True):
             for image in images:
                 values.setdefault(image, set()).add(cell)
-        found = _of_ids(labelled, values)
+        found, taken = _of_ids(labelled, values), labelled.taken
+        other = [text for text, images in zip(ids, match.images, strict=True) if not taken & set(images)]
     _refuse_two(found, str(table.path), name)
+    if other:  # of another version of the data, or a typo
+        labelled.notes.append(
+            f"{table.path.name}: {counted(len(other), 'id')} of no labelled image, not used: {quoted(other)}"
+        )
     return found
 
 

@@ -160,12 +160,19 @@ def choose_labels(
         names = CATEGORY in others and not wanted.numbers
         return Choice((CATEGORY if names else CATEGORY_ID,), SURE)
     if sure := _asked_for(table, others, wanted):
+        if len(sure) == 1 and (held := _held_elsewhere(table, sure[0], others, wanted)):
+            return Choice((), 0, (sure[0], *held))
         return Choice(tuple(sure), SURE)
     if alike := _alike_called(others, wanted.columns):
         return Choice(tuple(alike), SURE, called=wanted.columns)
     named = [name for name in others if plain_name(name) in LABEL_NAMES]
     if len(named) == 1:
-        return Choice((named[0],), LIKELY)
+        held = _held_elsewhere(table, named[0], others, wanted)
+        if not held:
+            return Choice((named[0],), LIKELY)
+        if len(held) == 1 and not wanted.numbers:  # texts are no chance
+            return Choice((held[0],), LIKELY)
+        return Choice((), 0, (named[0], *held))
     if not named:
         binary = [name for name in others if _is_zero_one(table, name)]
         rest = [
@@ -241,6 +248,28 @@ def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
         return whole
     parts = {part for value in telling for part in value.split()}
     return [name for name in cells if len(parts & cells[name]) * 2 >= len(parts)]
+
+
+def _held_elsewhere(table: Table, name: str, others: Sequence[str], wanted: Wanted) -> list[str]:
+    """Return the other columns that hold the sample submission's values, where the column `name` holds none.
+
+    Empty for a single number: it may be a placeholder.
+    """
+    if wanted.numbers and len(wanted.values) < 2:
+        return []
+    cells = {cell.strip() for cell in table.column(name)}
+    known = cells | {part for cell in cells for part in _parts(cell)}
+    if any(value in known or known & set(_parts(value)) for value in wanted.values):
+        return []
+    rest = [other for other in others if other != name]
+    if not wanted.numbers:
+        return _holding(table, rest, wanted)
+    return [other for other in rest if wanted.values <= {cell.strip() for cell in table.column(other)}]
+
+
+def _parts(cell: str) -> list[str]:
+    """Return the parts of a cell between spaces and other marks."""
+    return [part for part in re.split(r"[\s,;|]+", cell) if part]
 
 
 def _alike_called(others: Sequence[str], wanted: Sequence[str]) -> list[str]:

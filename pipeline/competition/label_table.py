@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
-from pipeline.competition.label_columns import split_column
+from pipeline.competition.label_columns import is_number, split_column
 from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
@@ -82,6 +81,8 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
 
 
 SKIP_FLAG = "--set data.skip_bad_images=true"
+# Texts that pandas and others write for a missing value
+MISSING = frozenset(("nan", "na", "n/a", "#n/a", "<na>", "null", "none"))
 
 
 def read_table(
@@ -101,7 +102,8 @@ def read_table(
         UserError: rows without an image, with two images, or without a label; images with two labels. All are
             listed.
     """
-    found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none, skip_bad)
+    found, missing, unsure = _without_missing_texts(found, names)
+    found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none and not missing, skip_bad)
     table, match = found.table, found.match
     ids = [cell.strip() for cell in table.column(found.id_column)]
     columns = [table.column(name) for name in names]
@@ -109,7 +111,7 @@ def read_table(
     many = match.style in SEVERAL_EACH
     advice = f"add the images, take these rows out, or train without them: {SKIP_FLAG}"
     problems = match.problems(ids, table.lines, index, advice, many) + (
-        [] if empty_is_none else _no_label(table, names, labels)
+        [] if empty_is_none and not missing else _no_label(table, names, labels, missing)
     )
     rows: dict[tuple[str, ...], int] = {}
     repeated = 0
@@ -145,7 +147,7 @@ def read_table(
         [match.images[row] for row in chosen],
         evidence,
         f"{found.name}: {found.id_column}, {what}",
-        [f"ids are {match.style.says}", *table.notes, *skipped, *notes],
+        [f"ids are {match.style.says}", *table.notes, *skipped, *unsure, *notes],
         found=found,
     )
     if "val" in parts:
@@ -181,14 +183,44 @@ def _without_bare_rows(
     return left, [parts[row] for row in keep] if parts else parts, [note]
 
 
-def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[str]:
+def _without_missing_texts(found: Found, names: Sequence[str]) -> tuple[Found, dict[str, str], list[str]]:
+    """Empty the cells of label columns that hold `nan`, `NA` or the like, where all others hold numbers.
+
+    Returns the table, column -> such a text, and notes on such texts that are read as the name of a class.
+    """
+    missing, notes, table = {}, [], found.table
+    for name in names:
+        cells = table.column(name)
+        texts = {cell for cell in set(cells) if cell.strip().casefold() in MISSING}
+        if not texts:
+            continue
+        if all(is_number(part) for cell in set(cells) - texts for part in cell.split()):
+            missing[name], place = min(texts), table.columns.index(name)
+            emptied = (
+                (*row[:place], "" if row[place] in texts else row[place], *row[place + 1 :])
+                for row in table.cells
+            )
+            table = replace(table, cells=tuple(emptied))
+        elif surely := {text for text in texts if text.strip().casefold() not in ("na", "none")}:
+            where = numbered(line for line, cell in zip(table.lines, cells, strict=True) if cell in surely)
+            notes.append(
+                f"{where}: {min(surely)!r} is read as the name of a class; if it is no label, empty the cell"
+            )
+    return replace(found, table=table), missing, notes
+
+
+def _no_label(
+    table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]], missing: Mapping[str, str]
+) -> list[str]:
     problems = []
     for position, name in enumerate(names):
         empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
         if empty:
+            text = f", {missing[name]!r} among numbers" if name in missing else ""
+            named = "; a class needs another name" if name in missing else ""
             problems.append(
-                f"{numbered(empty)}: no label in column {name!r} (fill it in, take the row out, or train "
-                f"without it: {SKIP_FLAG})"
+                f"{numbered(empty)}: no label in column {name!r}{text} (fill it in, take the row out, or "
+                f"train without it: {SKIP_FLAG}{named})"
             )
     return capped(problems, "columns have empty cells")
 
@@ -228,23 +260,3 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
     return [both.get(text, text) for text in texts], [
         f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"
     ]
-
-
-def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
-    """Rename labels to the column names of the sample submission (`0` if it has a column `class_0`), with a
-    note.
-
-    The labels are unchanged (note "") if they equal the columns already, or if not every label gets its
-    column.
-    """
-    names = sorted(set(evidence.texts))
-    if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
-        return evidence, ""
-    plain = {plain_name(column): column for column in columns}
-    affixes = {column.partition(names[0])[::2] for column in columns if names[0] in column} | {("", "")}
-    for before, behind in sorted(affixes):
-        called = {name: plain.get(plain_name(before + name + behind), "") for name in names}
-        if set(called.values()) == set(columns):
-            note = f"labels are called as in the sample submission: {names[0]!r} is {called[names[0]]!r}"
-            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
-    return evidence, ""

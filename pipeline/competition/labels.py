@@ -24,9 +24,10 @@ from pipeline.competition.label_candidates import (
     look_up,
 )
 from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table
+from pipeline.competition.label_table import Found, Labelled, read_table
 from pipeline.competition.long_tables import labels_together
 from pipeline.competition.sources import Source, Sources
+from pipeline.competition.spelling import called_as_asked, spelled_as
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
@@ -102,8 +103,10 @@ def read_labelled(
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
     if labelled.evidence:
-        labelled.evidence, note = called_as_asked(labelled.evidence, wanted.columns)
-        labelled.notes += [note] if note else []
+        asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
+        labelled.evidence, written = spelled_as(labelled.evidence, asked)
+        labelled.evidence, called = called_as_asked(labelled.evidence, wanted.columns)
+        labelled.notes += filter(None, (written, called))
     _refuse_one_class(folder, labelled)
     return labelled
 

@@ -22,6 +22,7 @@ from pipeline.competition.other_tasks import refuse_other_tasks, refuse_several_
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
 from pipeline.competition.sources import Source, Sources, read_sources
+from pipeline.competition.spelling import spelled_as
 from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import (
     TestImages,
@@ -53,7 +54,7 @@ def read_layout(
     test_images: bool = True,
     skip_bad_images: bool = False,
     asked: Asked = Asked(),  # noqa: B008 - frozen
-    known: tuple[Target, str] | None = None,
+    known: tuple[Target, str | None] | None = None,
     grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
     corrected: corrections.CorrectionFiles = corrections.CorrectionFiles(),  # noqa: B008 - frozen
 ) -> Competition:
@@ -67,7 +68,8 @@ def read_layout(
         skip_bad_images: leave out training rows without image or label and questions without an image, do not
             refuse.
         asked: the user's flags on target and metric.
-        known: target and metric of an existing run; they are used and not decided again.
+        known: target and metric of an existing run (a release has no metric); they are used and not decided
+            again.
         grouped: source of the groups.
         corrected: tables of rows to exclude from training, and of new labels.
 
@@ -105,6 +107,8 @@ def read_layout(
     labelled, trouble = _labelled(
         folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
     )
+    if known and labelled.evidence:
+        labelled.evidence, _ = spelled_as(labelled.evidence, (*known[0].names, *known[0].positive))
     names = _label_names(labelled.evidence, known)
     test = find_test_images(
         folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images
@@ -118,6 +122,10 @@ def read_layout(
     form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
     root = folder.root
+    grouping, folds, where = None, None, ""
+    if need != "test":  # before the notes: these add some
+        grouping = groups.read_groups(folder, sources, labelled, grouped)
+        folds, where = groups.read_folds(folder, labelled) or (None, "")
     train_rows = _train_rows(root, labelled, decision)
     test_rows = tuple(
         Row(subject, root / image, None) for subject, images in test.subjects() for image in images
@@ -128,18 +136,19 @@ def read_layout(
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(
-        root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split
-    )
-    if need == "test":
-        return competition
-    folds, where = groups.read_folds(folder, labelled) or (None, "")
-    competition = replace(
-        competition,
-        groups=groups.read_groups(folder, sources, labelled, grouped),
+        root,
+        train_rows,
+        test_rows,
+        target,
+        metric,
+        form,
+        tuple(lines),
+        split=labelled.split,
+        groups=grouping,
         folds=folds,
         folds_from=where,
     )
-    if decision is None:
+    if need == "test" or decision is None:
         return competition
     return replace(
         competition,
@@ -218,7 +227,7 @@ def _decided(
     labelled: Labelled,
     test: TestImages,
     asked: Asked,
-    known: tuple[Target, str] | None,
+    known: tuple[Target, str | None] | None,
     need: str,
     trouble: str | None,
 ) -> tuple[Decision | None, str | None]:
@@ -239,7 +248,7 @@ def _decided(
 
 
 def _form(
-    test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None
+    test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str | None] | None
 ) -> SubmissionForm | None:
     """Return the form of predictions.csv.
 
@@ -256,7 +265,9 @@ def _form(
         ) from None
 
 
-def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
+def _label_names(
+    evidence: LabelEvidence | None, known: tuple[Target, str | None] | None
+) -> Sequence[str] | None:
     """Return all labels, which rows of a long sample submission may be about; None if they are unknown."""
     if known:
         return known[0].names

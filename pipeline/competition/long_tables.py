@@ -2,44 +2,84 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import Wanted, is_number
 from pipeline.competition.label_table import Found
+from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
 from pipeline.wording import counted
 
+FIRST = 2000  # rows that show whether a table has such ids
 MANY = 0.1  # share of the images that must have several labels; below that, repeated images are mistakes
 
 
 def made_wide(table: Table, index: ImageIndex) -> Table | None:
     """Convert rows `<image>_<label>, value` into one row per image with a column per label; None for other
     tables.
+
+    A label may contain `_` too: the row is split where its beginning names an image.
+
+    Raises:
+        UserError: a row can be split at two places.
     """
     for position, name in enumerate(table.columns):
-        cells = table.column(name)
-        split = [text.strip().rpartition("_") for text in cells]
-        if not all(head and tail for head, _, tail in split):
+        cells = [text.strip() for text in table.column(name)]
+        if len(table.columns) != 2 or not all("_" in text.strip("_") for text in cells):
             continue
-        labels = list(dict.fromkeys(tail for _, _, tail in split))
-        heads = list(dict.fromkeys(head for head, _, _ in split))
-        if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
-            continue
-        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(
-            heads[:500]
-        ).num_found * 2 < len(heads[:500]):
+        split = _split(cells[:FIRST], index, table) and _split(cells, index, table)
+        labels, heads = (list(dict.fromkeys(pair[place] for pair in split)) for place in (1, 0))
+        if not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
             continue
         rows: dict[str, dict[str, str]] = {}
         lines: dict[str, int] = {}
-        for (head, _, tail), row, line in zip(split, table.cells, table.lines, strict=True):
-            rows.setdefault(head, {})[tail] = row[1 - position]
+        for (head, label), row, line in zip(split, table.cells, table.lines, strict=True):
+            rows.setdefault(head, {})[label] = row[1 - position]
             lines.setdefault(head, line)
         wide = tuple((head, *(found.get(label, "") for label in labels)) for head, found in rows.items())
         return replace(table, columns=(name, *labels), cells=wide, lines=tuple(lines.values()))
     return None
+
+
+def _split(cells: Sequence[str], index: ImageIndex, table: Table) -> list[tuple[str, str]]:
+    """Return image and label of each cell `<image>_<label>`; [] if half of the cells begin with no image."""
+    places = [[mark.start() for mark in re.finditer("_", text[:-1]) if mark.start()] for text in cells]
+    pairs = [
+        [(text[:mark], text[mark + 1 :]) for mark in marks] for text, marks in zip(cells, places, strict=True)
+    ]
+    heads = list(dict.fromkeys(head for options in pairs for head, _ in options))
+    known = _found(heads, index.match(heads))
+    longest = not known  # beginnings of file names: of `s`, `s_1` the longer one is the id
+    known = known or _found(heads, index.match_groups(heads))
+    pairs = [[option for option in options if option[0] in known] for options in pairs]
+    pairs = [options[-1:] for options in pairs] if longest else pairs
+    if sum(map(bool, pairs)) * 2 < len(cells):
+        return []
+    labels = {options[0][1] for options in pairs if len(options) == 1}
+    split = []
+    for text, options, line in zip(cells, pairs, table.lines, strict=False):
+        named = [option for option in options if option[1] in labels] if len(options) > 1 else options
+        if len(named) > 1 or (options and not named):
+            ways = " or ".join(f"label {label!r} of the image {head!r}" for head, label in named or options)
+            raise UserError(
+                f"{table.path}: row {line}: {text!r} may be {ways}: write one row for each image there, with "
+                "a column for each label"
+            )
+        if not named:  # its image is missing, which is reported later
+            ends = [label for label in labels if text.endswith("_" + label)]
+            label = max(ends, key=len) if ends else text.rpartition("_")[2]
+            named = [(text[: -len(label) - 1], label)]
+        split += named
+    return split
+
+
+def _found(heads: Sequence[str], match: Match) -> set[str]:
+    return {head for head, images in zip(heads, match.images, strict=True) if images}
 
 
 def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> Table | None:

@@ -12,12 +12,14 @@ from pipeline.competition.folders import DataFolder, absent, check_whole, hide_c
 from pipeline.competition.ids import ImageIndex, file_name, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
+from pipeline.competition.spelling import other_spelling
 from pipeline.competition.subjects import Resolved, resolve
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
 from pipeline.forms.recognise import made_up, recognise
+from pipeline.tables import Table
 from pipeline.targets.evidence import Asked, SampleEvidence
-from pipeline.targets.readings import are_numbers
+from pipeline.targets.readings import are_numbers, split_parts
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import capped, counted, nearest, numbered, quoted
 
@@ -94,7 +96,7 @@ def form_of(test: TestImages, target: Target | None, metric: str | None) -> Subm
         resolved = test.resolved
         if metric is None:  # without training data: a value for each label is a probability
             several = resolved.row_labels or len(test.sample.table.columns) > 2
-            metric = "log_loss" if several and target.kind == "multilabel" else "accuracy"
+            metric = "log_loss" if several and target.kind != "continuous" else "accuracy"
         return recognise(
             test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels
         )
@@ -122,25 +124,22 @@ def check_classes(
             labels.
     """
     sample = sample_evidence(test)
-    if (
-        sample is None
-        or target is None
-        or not target.names
-        or target.kind != "multiclass"
-        or sample.labels
-        or test.sample is None
-    ):
+    if sample is None or target is None or not target.names or sample.labels or test.sample is None:
         return []
     path = test.sample.table.path
+    if form is not None and form.kind in ("label", "labels", "ranked") and asked.kind != target.kind:
+        _refuse_other_spelling(test.sample.table, sample.columns[0], form, target)
+    if not target.is_choice:
+        return []
     if len(sample.columns) > 1:
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
-    if form is not None and asked.kind != "multiclass" and _are_lists_of_numbers(sample, target.names):
+    if form is not None and asked.kind != target.kind and _are_lists_of_numbers(sample, target.names):
         raise UserError(
             f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
             f"classes are called {quoted(target.names[:3])}: which number is which class is not known; use "
             "the numbers as class names (folders 0, 1, ... or the label column of a table), or accept the "
-            "class names with --target multiclass"
+            f"class names with --target {target.kind}"
         )
     if form is None or form.kind != "label":
         return []
@@ -151,13 +150,27 @@ def check_classes(
         return []
     right = sum(count for value, count in values.items() if value in known)
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
-    if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != "multiclass":
+    if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != target.kind:
         raise UserError(
             f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its "
             f"{what}: an image of a class that is not trained cannot be predicted; complete the training "
-            "data, or accept it with --target multiclass"
+            f"data, or accept it with --target {target.kind}"
         )
     return [f"its {what} and taken as placeholders"]
+
+
+def _refuse_other_spelling(sample: Table, column: str, form: SubmissionForm, target: Target) -> None:
+    """Raise if the sample writes a class otherwise than the labels: Kaggle compares texts."""
+    names = form.written or target.names
+    mark = form.separator if form.kind != "label" else None
+    for line, cell in zip(sample.lines, sample.column(column), strict=True):
+        for value in split_parts(cell, mark) if mark else [cell.strip()]:
+            if (known := other_spelling(value, names)) is not None:
+                raise UserError(
+                    f"{sample.path}: row {line}, column {column!r}: {value!r}, but the training labels write "
+                    f"{known!r}: write all labels as the competition does, in the training data or here; to "
+                    f"predict them as they are in the training data: --target {target.kind}"
+                )
 
 
 def _are_lists_of_numbers(sample: SampleEvidence, class_names: Sequence[str]) -> bool:

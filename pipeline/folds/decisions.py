@@ -60,7 +60,7 @@ class Decision:
                 place < numbers[0], np.maximum(values, np.float32(target.threshold)), values
             ).astype(np.float32)
         if self.kind == "cuts":
-            grade = np.searchsorted(numbers, expected_grade(values), side="right")
+            grade = np.searchsorted(numbers, target.expected_grade(values), side="right")
             return np.eye(target.num_outputs, dtype=np.float32)[grade]
         if self.kind == "temperature" and not target.is_choice:
             return (1 / (1 + np.exp(-_log_odds(exact) / numbers[0]))).astype(np.float32)
@@ -68,6 +68,21 @@ class Decision:
         logs = logs / numbers[0] if self.kind == "temperature" else logs + numbers
         moved = np.exp(logs - logs.max(axis=1, keepdims=True))
         return (moved / moved.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def calibrated(self, temperature: float) -> Decision:
+        """Return the same decision for probabilities that were divided by `temperature` (`prior.shift`).
+
+        It was fitted on the model's own probabilities. Their logarithms are divided, so thresholds (their log
+        odds) and offsets are divided too; other kinds have no such probabilities.
+        """
+        import numpy as np
+
+        numbers = np.array(self.numbers)
+        if self.kind == "thresholds":
+            numbers = 1 / (1 + np.exp(-_log_odds(numbers) / temperature))
+        elif self.kind == "offsets":
+            numbers = numbers / temperature
+        return Decision(self.kind, tuple(numbers.tolist()))
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Judged:
     after: float
     gain: float  # positive: better
     error: float
+    grades: tuple[float, ...] = ()  # cuts: `target.grades`, between which they lie
 
     @property
     def used(self) -> bool:
@@ -99,7 +115,8 @@ class Judged:
         """Return the entry of run.json."""
         numbers = [float(number) for number in self.decision.numbers]
         scores = {"before": self.before, "after": self.after, "gain": self.gain, "error": self.error}
-        return {"kind": self.decision.kind, "numbers": numbers, **scores, "used": used}
+        scale = {"grades": list(self.grades)} if self.grades else {}
+        return {"kind": self.decision.kind, "numbers": numbers, **scale, **scores, "used": used}
 
 
 def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | None:
@@ -119,6 +136,12 @@ def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | N
                 }
                 if decision.kind not in FITS or len(decision.numbers) != wanted.get(decision.kind, 1):
                     raise ValueError(f"{decision.kind} with {len(decision.numbers)} numbers")
+                if decision.kind == "cuts" and not _on_these_grades(line.get("grades"), target):
+                    raise UserError(
+                        "run.json: decisions: the cuts were fitted as if the grades "
+                        f"{', '.join(target.names)} were all 1 apart; put the folds together or blend again, "
+                        "or predict without them: --decision off"
+                    )
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"run.json: decisions: changed by hand or damaged ({error}); to predict without it: "
@@ -126,6 +149,15 @@ def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | N
                 ) from None
             return decision
     return None
+
+
+def _on_these_grades(stored: list[float] | None, target: Target) -> bool:
+    """Return True where cuts lie between the target's grades.
+
+    Earlier versions stored no grades: they counted places, which is the same for grades without a gap.
+    """
+    grades = target.grades.tolist()
+    return grades == (list(range(len(grades))) if stored is None else stored)
 
 
 def judge(
@@ -156,7 +188,8 @@ def judge(
             continue
         error = _error_of_gain(target, metric, truth, values, moved, seed)
         decision = FITS[kind](target, metric, truth, values)
-        found.append(Judged(decision, before, after, sign * (after - before), error))
+        grades = tuple(target.grades.tolist()) if kind == "cuts" else ()
+        found.append(Judged(decision, before, after, sign * (after - before), error, grades))
     return sorted(found, key=lambda one: (not one.used, -one.gain))
 
 
@@ -183,14 +216,6 @@ def serving(target: Target, metric: str) -> list[str]:
     if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED:
         return ["offsets"]
     return []
-
-
-def expected_grade(values: np.ndarray) -> np.ndarray:
-    """Return the expected grade of each row: (N,) float64, the sum of k * p(k)."""
-    import numpy as np
-
-    exact = np.asarray(values, dtype=np.float64)
-    return exact @ np.arange(exact.shape[1])
 
 
 def _fit_thresholds(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
@@ -243,8 +268,8 @@ def _fit_offsets(target: Target, metric: str, truth: np.ndarray, values: np.ndar
 def _fit_cuts(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
     import numpy as np
 
-    expected = expected_grade(values)
-    start = [grade + 0.5 for grade in range(target.num_outputs - 1)]
+    expected = target.expected_grade(values)
+    start = target.half_way.tolist()
     grid = np.unique(np.quantile(expected, np.linspace(0.01, 0.99, 2 * GRID)))
     return _ascend("cuts", start, [grid] * len(start), target, metric, truth, values)
 

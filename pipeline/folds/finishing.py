@@ -64,7 +64,9 @@ def finished(
     found = None
     if decision == "auto":
         found = read_decision(team.record.values if team.record else None, predictions.target)
-    if found is not None and not (is_calibrated and found.kind == "temperature"):  # once is enough
+    if found is not None and is_calibrated:  # it was fitted on the model's own probabilities
+        found = None if found.kind == "temperature" else found.calibrated(team.temperature)
+    if found is not None:
         predictions = replace(
             predictions, values=found.apply(predictions.target, predictions.values), logits=None
         )

@@ -13,7 +13,7 @@ from pipeline.folds.assembly import (
     read_held,
     read_oof_table,
 )
-from pipeline.folds.team import in_order, refuse_ranks, refuse_unfinished
+from pipeline.folds.team import in_order, refuse_other_members, refuse_ranks, refuse_unfinished
 from pipeline.predictions import Predictions
 from pipeline.run_names import OOF_TABLE, OOF_VALUES, VAL_TABLE
 from pipeline.run_record import RunRecord, read_record
@@ -45,7 +45,7 @@ def read_member(path: Path) -> Member:
     """Return a run with its predictions of rows that its models did not see.
 
     Raises:
-        UserError: it is not finished, or has no validation rows.
+        UserError: it is not finished, has no validation rows, or lacks one of its models.
     """
     record = read_record(path) if path.is_dir() else None
     if record is None:
@@ -68,6 +68,7 @@ def read_member(path: Path) -> Member:
         views = str(record.data_settings.get("views", "mean"))
         found = Predictions.of_values(held.ids, held.values, target, views)
         return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
+    refuse_other_members(path, record)
     if not (path / OOF_TABLE).is_file():
         again = (
             "python train.py --folds K --resume writes it again" if record.kind == "folds" else "blend again"

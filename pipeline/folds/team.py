@@ -202,6 +202,24 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
         refuse_unfinished(path)
         run = load_run(path)
         return run.record, [Leaf(run, weight)]
+    refuse_other_members(path, record)
+    if depth > 0:
+        refuse_ranks(path, record)
+    members = record.values["members"]
+    total = sum(members.values())
+    return record, [
+        leaf
+        for name, share in members.items()
+        for leaf in _open(path / name, weight * share / total, depth + 1)[1]
+    ]
+
+
+def refuse_other_members(path: Path, record: RunRecord) -> None:
+    """Check that the folds or the blend in `path` still have the models that made their record.
+
+    Raises:
+        UserError: the record names none, a folder is missing, or a fold is another one than was assembled.
+    """
     members = record.values.get("members")
     if not members or min(members.values()) < 0 or not sum(members.values()) > 0:
         raise UserError(
@@ -224,14 +242,6 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
             f"{path}: {listed(others)} changed since the folds were assembled (copied from another run, or "
             f"trained again): assemble them again with {command}"
         )
-    if depth > 0:
-        refuse_ranks(path, record)
-    total = sum(members.values())
-    return record, [
-        leaf
-        for name, share in members.items()
-        for leaf in _open(path / name, weight * share / total, depth + 1)[1]
-    ]
 
 
 def refuse_ranks(path: Path, record: RunRecord) -> None:

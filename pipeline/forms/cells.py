@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,10 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
 
     if form.decided:
         chosen = predictions.target.chosen(predictions.values)
-        predictions = replace(predictions, values=chosen.astype(np.float32))
+        if predictions.target.is_choice:
+            chosen = np.eye(predictions.target.num_outputs)[chosen]
+        values = chosen.reshape(predictions.values.shape).astype(np.float32)
+        predictions = replace(predictions, values=values)
     target, values = predictions.target, predictions.values
     if form.kind in ("label", "labels"):
         texts = label_texts(form, predictions)
@@ -63,10 +67,10 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
     if form.kind == "rows":
         names, exact = _outputs(predictions, both=target.kind == "binary")
         place = {name: number for number, name in enumerate(names)}
-        write = _number if form.of_numbers else _probability
+        write = _number if form.of_numbers else _writer(form)
         return [[write(exact[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
     table = columns_of(form, predictions)
-    write = _number if form.kind == "number" else _probability
+    write = _number if form.kind == "number" else _writer(form)
     return [[write(value) for value in table[row]] for row in rows]
 
 
@@ -110,6 +114,13 @@ def _outputs(predictions: Predictions, both: bool) -> tuple[list[str], np.ndarra
     if both:
         return list(target.names), np.hstack([1 - exact, exact])
     return list(target.output_names), exact
+
+
+def _writer(form: SubmissionForm) -> Callable[[float], str]:
+    """Return the function that writes a probability, or the word for a decided 0 or 1."""
+    if form.decided and form.written:
+        return lambda value: form.written[int(value)]
+    return _probability
 
 
 def _probability(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,13 +67,29 @@ def read_back(table: Table, form: SubmissionForm, target: Target | None) -> tupl
         known = form.written or (target.names if target else None)
         guesses, problems = _label_cells(table, column, form, known)
         return ReadBack(ids, (column,), None, guesses), problems
-    values, problems = read_numbers(table, form.value_columns)
+    values, problems = read_numbers(_with_flags(table, form), form.value_columns)
     if form.decided:
         other = [line for line, row in zip(table.lines, values, strict=True) if not set(row) <= {0.0, 1.0}]
         problems += [f"{numbered(other)}: neither 0 nor 1, but labels are graded"] if other else []
+        if form.kind == "probabilities" and target is not None and target.kind != "multilabel":
+            several = [line for line, row in zip(table.lines, values, strict=True) if sum(row) != 1]
+            problems += [f"{numbered(several)}: not exactly one 1"] if several and not other else []
     elif form.kind != "number" and not form.of_numbers:
         problems += _probability_problems(values, table.lines, form)
     return ReadBack(ids, form.value_columns, values, None), problems
+
+
+def _with_flags(table: Table, form: SubmissionForm) -> Table:
+    """Return the table with 0 and 1 for the words that a decided form writes."""
+    if not (form.decided and form.written):
+        return table
+    flags = dict(zip(form.written, "01", strict=True))
+    places = {table.columns.index(name) for name in form.value_columns}
+    cells = (
+        tuple(flags.get(cell, repr(cell)) if place in places else cell for place, cell in enumerate(row))
+        for row in table.cells
+    )
+    return replace(table, cells=tuple(cells))
 
 
 # ---- columns and ids ----

@@ -34,8 +34,10 @@ class SubmissionForm:
     top_k: int = 0  # kind ranked: the maximum number of labels in a cell
     of_numbers: bool = False  # kind rows: the values are numbers, not probabilities
     # kinds probabilities and rows: 1 for the labels of an image, 0 for the others, because labels are graded
+    # (one class: where the sample shows 0 and 1; a sample of 0.3 asks for probabilities)
     decided: bool = False
-    # kind label: the text for each of the target's names, if the file writes them otherwise (1 for dog)
+    # kind label: the text for each of the target's names, if the file writes them otherwise (1 for dog);
+    # decided: the words for 0 and 1 (False, True)
     written: tuple[str, ...] = ()
     sums_to_one: bool = False  # kind probabilities: the metric requires that each row sums to 1
 

@@ -13,7 +13,9 @@ from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
+    are_flags,
     are_numbers,
+    as_words,
     has_fraction,
     is_false,
     is_true,
@@ -65,19 +67,22 @@ def recognise(
         problems += _column_problems(values, target)
     decided = (
         kind in ("probabilities", "rows")
-        and target.kind == "multilabel"
+        and target.kind != "continuous"
         and find_metric(metric).needs == "labels"
+        and (target.kind == "multilabel" or not any(has_fraction(sample.column(name)) for name in values))
     )
     if decided:
         problems += _flag_problems(sample, values, metric)
-    raise_all(problems, f"{sample.path}:")
     separator, top_k = target.separator, 0
     if kind == "labels":
         separator = mark_between(cells, target.names) or separator
     if kind == "ranked":
         guesses, found_separator = several_guesses(cells, target.names)
-        separator = found_separator if guesses > 1 else " "
+        separator = found_separator if guesses > 1 else _mark_of_guesses(target)
         top_k = _k_of(metric) or (guesses if guesses > 1 else RANKED_DEFAULT)
+    if kind in ("labels", "ranked"):
+        problems += _mark_problems(f"its {values[0]!r}", separator, target)
+    raise_all(problems, f"{sample.path}:")
     return SubmissionForm(
         kind,
         columns,
@@ -90,7 +95,7 @@ def recognise(
         top_k=top_k,
         of_numbers=kind == "rows" and target.kind == "continuous",
         decided=decided,
-        written=_written(target, cells) if kind == "label" else (),
+        written=_written(target, cells) if kind == "label" else _words(sample, values) if decided else (),
         sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
     )
 
@@ -98,6 +103,9 @@ def recognise(
 def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
     """Return the form without a sample submission: `id` and `label`, or one column per probability or
     number.
+
+    Raises:
+        UserError: several guesses do not fit into one cell, because a name contains the mark between them.
     """
     kind: FormKind = {
         "multiclass": "label",
@@ -107,9 +115,12 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
         "continuous": "number",
     }[target.kind]
     needs = find_metric(metric).needs
-    if target.kind == "multiclass" and needs == "ranks":
+    if needs == "ranks":
         kind = "ranked"
-    elif target.kind in ("multiclass", "multilabel") and needs == "probabilities":
+        raise_all(
+            _mark_problems("a cell of guesses", _mark_of_guesses(target), target), "no sample submission:"
+        )
+    elif (target.is_choice or target.kind == "multilabel") and needs == "probabilities":
         kind = "probabilities"
     elif target.kind == "binary" and needs == "labels":
         kind = "label"
@@ -126,7 +137,7 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
         "id",
         tuple(ids),
         None,
-        separator=target.separator,
+        separator=_mark_of_guesses(target) if kind == "ranked" else target.separator,
         top_k=k if kind == "ranked" else 0,
         sums_to_one=sums,
     )
@@ -179,11 +190,14 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     if target.kind == "binary":
         if needs == "labels":
             problems = _fraction_problems(column, cells, target, metric)
+            problems = problems or _number_problems(column, cells, target, metric)
             if len(target.positive) != 1 or ", " in target.names[0]:
                 problems += _joined_problems(column, cells, target, metric)
             return "label", problems
         return "probability", []
     if target.kind == "multilabel":
+        if needs == "ranks":
+            return "ranked", []
         if needs == "probabilities":
             return "labels", [
                 f"{metric} needs a probability of each label, but {column!r} is one column for all labels: "
@@ -226,6 +240,18 @@ def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric
     ]
 
 
+def _number_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
+    """Report a sample with other numbers than 0 and 1 for two classes: which number is which is unknown."""
+    other = next((cell for cell in cells if not are_flags([cell])), None)
+    if other is None or not _written(target, cells):
+        return []
+    return [
+        f"its {column!r} holds {other}, but the classes are {quoted(target.names)}: which number is which "
+        f"class is not known, and {metric} scores labels: use the numbers as labels in the training data, or "
+        "write 0 and 1 there (1 for the positive class)"
+    ]
+
+
 def _joined_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
     """Report that one side of a binary target is several classes, so the file cannot name one of them."""
     if _written(target, cells):
@@ -234,6 +260,24 @@ def _joined_problems(column: str, cells: Sequence[str], target: Target, metric: 
         f"{metric} scores a label in {column!r}, but --positive-class joins classes "
         f"({quoted(target.names)}): leave --positive-class out, or use a metric of probabilities (--metric "
         "roc_auc or log_loss)"
+    ]
+
+
+def _mark_of_guesses(target: Target) -> str:
+    """Return the mark between guesses where the sample shows none: that of the data, else a space."""
+    return target.separator if target.kind == "multilabel" else " "
+
+
+def _mark_problems(where: str, mark: str, target: Target) -> list[str]:
+    """Report a class whose name contains the mark between the labels of a cell: no reader can part them."""
+    inside = next((name for name in target.names if mark in name), None)
+    if inside is None:
+        return []
+    return [
+        f"{where} holds several labels with {mark!r} between them, but the class {inside!r} contains that "
+        "mark: write two classes with the competition's own mark into a cell of the sample submission (such "
+        f"as {target.names[0]},{target.names[-1]}), or name the classes as the competition does; if one "
+        "label is scored: --metric accuracy"
     ]
 
 
@@ -281,10 +325,21 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
 
 
 def _written(target: Target, cells: Sequence[str]) -> tuple[str, ...]:
-    """Return ("0", "1") if the sample holds numbers but the binary classes are texts; else ()."""
+    """Return ("0", "1") if the sample holds these numbers but the binary classes are texts; else ().
+
+    It is ("0.0", "1.0") where the sample writes them so.
+    """
     if target.kind != "binary" or not are_numbers(cells) or set(cells) <= set(target.names):
         return ()
-    return ("0", "1")
+    return ("0.0", "1.0") if all("." in cell for cell in cells) else ("0", "1")
+
+
+def _words(sample: Table, values: Sequence[str]) -> tuple[str, ...]:
+    """Return ("False", "True") as the sample writes them, if it holds these words; else ()."""
+    cells = {cell.strip() for name in values for cell in sample.column(name)} - {""}
+    if not cells or are_numbers(cells) or not are_flags(cells):
+        return ()
+    return as_words(min(cells))
 
 
 def form_without_target(sample: Table, id_column: str) -> SubmissionForm:

@@ -270,12 +270,14 @@ def _metrics(
         names = [
             name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds
         ]
+        if form.kind == "ranked" and not target.is_choice:  # the first guess is not all labels of an image
+            names = []
         scores = {name: evaluate_labels(name, target, truth, chosen) for name in names}
         if arrays.ranks is not None:
             ranked = [
                 name
                 for name in {metric or "map_at_5", "top5_accuracy", f"map_at_{form.top_k}"}
-                if find_metric(name).needs == "ranks"
+                if find_metric(name).needs == "ranks" and target.kind in find_metric(name).kinds
             ]
             scores |= {
                 name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)

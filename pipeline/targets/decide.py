@@ -15,12 +15,14 @@ from dataclasses import replace
 from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
+from pipeline.targets.graded import of_grades
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
+    FEW_NUMBERS,
     SEPARATORS,
     are_flags,
+    are_fractions_of_one,
     are_numbers,
-    are_shares,
     has_fraction,
     is_true,
     may_have_decimal_commas,
@@ -34,7 +36,6 @@ from pipeline.targets.several_columns import of_columns
 from pipeline.targets.target import KINDS, Target
 from pipeline.wording import natural_key, nearest, quoted
 
-FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
 DEFAULT_METRIC = {
     "multiclass": "accuracy",
@@ -175,18 +176,19 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
                 f"{case.labels.where}: {_first_fraction(names)!r} is not a grade: whole numbers are expected "
                 "for --target ordinal"
             )
-        return Target("ordinal", tuple(sorted(names, key=float))), case.labels.texts, whole, []
+        return of_grades(case, names, whole)
     if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
         return _one_of(case, names, whole)
     if fractions:
         return _continuous(case, f"numbers such as {_first_fraction(names)}")
     if has_fraction(case.sample_cells):
-        if len(names) == 2 and case.one_column and are_shares(case.sample_cells):
+        if len(names) <= FEW_NUMBERS and case.one_column and are_fractions_of_one(case.sample_cells):
+            several = ", several as --positive-class A,B" if len(names) > 2 else ""
             raise case.ambiguous(
                 f"the labels are {quoted(names)}, and the sample holds {case.sample_cells[0]}: a probability "
                 "or a number",
-                f"a probability of one of them is scored: --positive-class {names[1]} (or {names[0]}), and "
-                "--metric roc_auc or log_loss",
+                f"a probability of one of them is scored: --positive-class {names[1]} (or {names[0]}"
+                f"{several}), and --metric roc_auc or log_loss",
                 "a number is scored by its distance: --metric rmse (or mae, r2)",
             )
         return _continuous(case, f"{whole}, and the sample holds a fraction")
@@ -346,7 +348,7 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
     named after.
     """
     column = case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else case.labels.column
-    positive = case.asked.positive_class
+    positive = tuple(_as_in(names, name) for name in case.asked.positive_class)
     if unknown := [name for name in positive if name not in names]:
         hint = nearest(unknown[0], names)
         raise UserError(
@@ -378,6 +380,15 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
         f"{why}; positive: {', '.join(positive)}, {counts[True]:,} of {len(case.labels.texts):,}",
         [],
     )
+
+
+def _as_in(names: Sequence[str], text: str) -> str:
+    """Return the one of `names` that means `text` (1.0, 1 and True are one), else `text`."""
+    if text in names or number(text) is None:
+        return text
+    same = [name for name in names if number(name) == number(text)]
+    same += [name for name in names if are_flags([name, text]) and is_true(name) == is_true(text)]
+    return next(iter(same), text)
 
 
 def _first_fraction(names: Sequence[str]) -> str:

@@ -87,16 +87,19 @@ def mcc(truth: np.ndarray, chosen: np.ndarray) -> float | None:
     return mean_of_columns(truth, chosen, matthews_corrcoef)
 
 
-def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return Cohen's kappa with quadratic weights over all `num_grades`.
+def quadratic_kappa(grades: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Return Cohen's kappa with quadratic weights for positions in (O,) `grades`.
 
-    Grades that do not occur keep their place, so the distances between the others stay right.
+    A distance is the difference of two grades, as Kaggle counts it (from the lowest rating to the highest,
+    with those that do not occur): from 2 to 10 it is 8. scikit-learn counts places: 1, if no grade is
+    between. NaN where a grade is no number, or a position is -1 (an unknown grade).
     """
 
     def function(truth: np.ndarray, chosen: np.ndarray) -> float:
-        from sklearn.metrics import cohen_kappa_score
-
-        return float(cohen_kappa_score(truth, chosen, labels=range(num_grades), weights="quadratic"))
+        known = np.append(grades, np.nan)  # position -1
+        one, other = known[truth], known[chosen]
+        by_chance = one.var() + other.var() + (one.mean() - other.mean()) ** 2
+        return float(1 - ((one - other) ** 2).mean() / by_chance)
 
     return function
 

@@ -158,7 +158,7 @@ _TABLE = (
         "labels",
         ("ordinal",),
         "quadratic weighted kappa",
-        lambda measures, target: measures.quadratic_kappa(len(target.names)),
+        lambda measures, target: measures.quadratic_kappa(target.grades),
         spellings="kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
     ),
     Metric(

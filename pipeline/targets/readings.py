@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 SEPARATORS = (" ", ",", ";", "|")
+FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 TRUE_TEXTS, FALSE_TEXTS = ("1", "1.0", "true"), ("0", "0.0", "false")
 # Share of the parts that also occur in another cell. From the first value on, parts are labels; below the
 # second value they are words of a name.
@@ -40,6 +41,11 @@ def are_shares(texts: Iterable[str]) -> bool:
     return all(value is not None and 0 <= value <= 1 for value in values)
 
 
+def are_fractions_of_one(texts: Sequence[str]) -> bool:
+    """Return True when every cell is a number from 0 to 1, and some cell is between: 0.5."""
+    return are_shares(texts) and has_fraction(texts)
+
+
 def may_have_decimal_commas(texts: Iterable[str]) -> bool:
     """Return True when every cell is a whole number, or two with a comma between them: 3, 1,5."""
     return all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in texts)
@@ -64,6 +70,14 @@ def is_false(text: str) -> bool:
 def are_flags(texts: Iterable[str]) -> bool:
     """Return True when every cell is 0 or 1 (also 0.0, True, ...)."""
     return all(is_true(text) or is_false(text) for text in texts)
+
+
+def as_words(example: str) -> tuple[str, str]:
+    """Return false and true, written as in `example`: `false`, `True`, `FALSE`."""
+    for change in (str.lower, str.upper):
+        if change(example) == example:
+            return change("false"), change("true")
+    return "False", "True"
 
 
 def split_parts(text: str, separator: str) -> list[str]:

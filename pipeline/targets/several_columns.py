@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.readings import (
+    FEW_NUMBERS,
     SEPARATORS,
     are_flags,
+    are_fractions_of_one,
     are_numbers,
     are_shares,
     has_fraction,
     is_true,
+    mark_between,
     number,
 )
 from pipeline.targets.target import Target
-from pipeline.wording import counted, listed
+from pipeline.wording import counted, listed, quoted
 
 
 def of_columns(case: Case) -> Read:
@@ -71,10 +74,20 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
             "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then "
             "--target multilabel",
         )
-    whole = not has_fraction(cells) and not has_fraction(
-        cell for row in (case.sample.cells if case.sample else ()) for cell in row
-    )
-    if whole and case.metric is None and case.asked.kind is None:
+    whole, open_question = not has_fraction(cells), case.metric is None and case.asked.kind is None
+    sample_cells = [cell for row in (case.sample.cells if case.sample else ()) for cell in row]
+    values = sorted(set(cells), key=float)
+    if open_question and whole and len(values) <= FEW_NUMBERS and are_fractions_of_one(sample_cells):
+        shown = next(cell for cell in sample_cells if has_fraction([cell]))
+        other = quoted([value for value in values if not are_flags([value])])
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} ({listed(labels.columns)}) of {quoted(values)}, and "
+            f"the sample holds {shown}: probabilities or numbers",
+            f"a probability of each label is scored: write 0 or 1 in the table in place of {other} (not "
+            "known: as the competition's page says), then --metric roc_auc or log_loss",
+            "numbers are scored by their distance: --metric rmse (or mae, r2)",
+        )
+    if open_question and whole and not has_fraction(sample_cells):
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
             "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
@@ -83,7 +96,10 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
         )
     if not case.may_be("continuous"):
         found = next(cell for cell in cells if not are_flags([cell]))
-        raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {contradiction(case)}")
+        raise UserError(
+            f"{labels.where}: {found!r} where 0 or 1 is expected: write 0 or 1 in the table; or "
+            f"{contradiction(case)}"
+        )
     separator = "|"
     return (
         Target("continuous", labels.columns, separator=separator),
@@ -94,7 +110,24 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
 
 
 def _separator_for(names: Sequence[str], case: Case) -> str:
-    """Return a separator that no name contains: the one that was set, else a space or another mark."""
+    """Return the separator of a file with all labels in one cell: the one that was set, else the sample's.
+
+    Without such a file it is a space or another mark that no name contains, and is only used inside.
+
+    Raises:
+        UserError: the sample has one column, but no cell shows the mark between labels.
+    """
     if case.asked.separator is not None:
         return case.asked.separator
+    if case.sample is not None and case.one_column and not case.needs("probabilities"):
+        if mark := mark_between(case.sample_cells, names):
+            return mark
+        column, shown = case.sample.columns[0], quoted(dict.fromkeys(case.sample_cells))
+        raise case.ambiguous(
+            f"several labels per image ({listed(names)}), but the one column {column!r} of the sample "
+            f"submission holds {shown or 'nothing'}: no cell shows how several labels are written",
+            "all labels in one cell: write two of them with the mark between them into a cell of the sample, "
+            'or separator: " " into competition.yaml',
+            "only one of these columns is scored: --set data.label_column=NAME",
+        )
     return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))

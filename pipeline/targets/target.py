@@ -74,6 +74,25 @@ class Target:
         """True where exactly one of `names` is right, so that the probabilities sum to 1."""
         return self.kind in ("multiclass", "ordinal")
 
+    @property
+    def grades(self) -> np.ndarray:
+        """How far each grade is above the lowest: (O,) float64. For the grades 1, 2, 10 it is 0, 1, 9.
+
+        Grades that are all words count 0, 1, 2, ... NaN: a word among numbers.
+        """
+        import numpy as np
+
+        numbers = np.array([_number(name) for name in self.names])
+        if np.isnan(numbers).all():
+            return np.arange(len(self.names), dtype=np.float64)
+        return numbers - np.nanmin(numbers)
+
+    @property
+    def half_way(self) -> np.ndarray:
+        """The number half-way between one of `grades` and the next: (O - 1,) float64."""
+        grades = self.grades
+        return (grades[1:] + grades[:-1]) / 2
+
     def describe(self) -> str:
         """Return the target in a few words: `5 grades, 0 to 4`."""
         count = len(self.names)
@@ -195,8 +214,8 @@ class Target:
         """Return the decision for (N, O) predictions.
 
         (N,) int64 positions in `names`; multilabel: (N, O) bool; continuous: the numbers. A grade is the one
-        nearest to the expected grade, sum of k * p(k): where errors count by distance, this is better than
-        the most probable grade.
+        nearest to the expected grade: where errors count by distance, this is better than the most probable
+        grade.
         """
         import numpy as np
 
@@ -206,8 +225,7 @@ class Target:
         if self.kind == "binary":
             return (values[:, 0] >= 0.5).astype(np.int64)
         if self.kind == "ordinal":
-            expected = values.astype(np.float64) @ np.arange(len(self.names))
-            return np.clip(np.floor(expected + 0.5), 0, len(self.names) - 1).astype(np.int64)
+            return np.searchsorted(self.half_way, self.expected_grade(values), side="right").astype(np.int64)
         if self.kind == "multilabel":
             chosen = values >= self.threshold
             empty = np.flatnonzero(~chosen.any(axis=1))
@@ -215,6 +233,15 @@ class Target:
                 chosen[empty, values[empty].argmax(axis=1)] = True
             return chosen
         return values
+
+    def expected_grade(self, values: np.ndarray) -> np.ndarray:
+        """Return the expected grade of (N, O) probabilities: (N,) float64, the sum of `grades` * p.
+
+        Only for an ordinal target.
+        """
+        import numpy as np
+
+        return np.asarray(values, dtype=np.float64) @ self.grades
 
     def confidence(self, values: np.ndarray) -> list[float | None]:
         """Return the confidence of (N, O) predictions: the probability of the decision.
@@ -325,6 +352,8 @@ class Target:
             problems.append(
                 f"target.names: expected the negative and the positive class, found {len(self.names)} names"
             )
+        if self.kind == "ordinal" and not (self.half_way > self.grades[:-1]).all():
+            problems.append("target.names: expected grades, lowest first")
         if self.kind == "multilabel" and not self.separator:
             problems.append("target.separator: expected a text")
         for name in ("center", "scale", "low", "high") if self.kind == "continuous" else ():
@@ -348,10 +377,16 @@ class Target:
 
 
 def _are_numbers(cells: Sequence[str], count: int) -> bool:
+    return len(cells) == count and not any(math.isnan(_number(cell)) for cell in cells)
+
+
+def _number(cell: str) -> float:
+    """Return the finite number in a cell, NaN for anything else."""
     try:
-        return len(cells) == count and all(math.isfinite(float(cell)) for cell in cells)
+        value = float(cell)
     except ValueError:
-        return False
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def multiclass(class_names: Sequence[str]) -> Target:

@@ -46,8 +46,8 @@ def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) ->
         need="test",
         id_column=data.get("id_column") or facts.id_column,
         label_column=data.get("label_column") or facts.label_column,
-        asked=facts.asked(None, None, ()),
-        known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
+        asked=facts.asked(None, data.get("target"), ()),
+        known=(run.target, run.metric if run.record else None) if run.target and run.task != "vqa" else None,
     )
     if run.task != competition.task:
         raise UserError(

@@ -73,7 +73,7 @@ def training_score(target: Target) -> tuple[str, BatchFunction]:
     if target.kind == "continuous":
         return "mae", _Distance(target)
     if target.kind == "ordinal":
-        return "accuracy", _right_grades
+        return "accuracy", _RightGrades(target)
     if target.kind == "multiclass":
         return "accuracy", _right_classes
     return "label_accuracy" if target.kind == "multilabel" else "accuracy", _right_decisions
@@ -91,13 +91,20 @@ def _right_decisions(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return torch.where(logits >= 0, label, 1 - label).sum() / label.shape[1]
 
 
-def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return how many rows have the right grade, the one nearest to the expected grade, as in
-    `Target.chosen`.
-    """
-    grades = torch.arange(logits.shape[1], dtype=torch.float32, device=logits.device)
-    expected = logits.float().softmax(dim=1) @ grades
-    return (expected.add(0.5).floor().long() == _positions(label)).sum()
+class _RightGrades:
+    """How many rows have the right grade, the one nearest to the expected grade, as in `Target.chosen`."""
+
+    def __init__(self, target: Target) -> None:
+        self.grades, self.limits = (
+            torch.tensor(numbers, dtype=torch.float32) for numbers in (target.grades, target.half_way)
+        )
+
+    def __call__(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        # Moved once: a copy per batch would make the GPU wait
+        if self.grades.device != logits.device:
+            self.grades, self.limits = self.grades.to(logits.device), self.limits.to(logits.device)
+        expected = logits.float().softmax(dim=1) @ self.grades
+        return (torch.searchsorted(self.limits, expected, right=True) == _positions(label)).sum()
 
 
 class _Distance:

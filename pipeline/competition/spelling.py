@@ -1,0 +1,110 @@
+"""One label, written in several ways: `1.0` and `1`, an accent as one character or two, a space at the end.
+
+Kaggle compares texts, so the file is written as the sample submission is.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+
+from pipeline.competition.folders import plain_name
+from pipeline.competition.ids import composed
+from pipeline.targets.evidence import LabelEvidence
+from pipeline.targets.readings import are_flags, are_numbers, as_words, has_fraction, is_true, number
+
+BETWEEN = r"[\s,;|]+"  # the parts of a cell with several labels
+WHOLE = r"(?<![\w.+-])([+-]?)0*(\d+)(?:\.0*)?(?![\w.])"  # 7, 7.0, 07
+
+
+def class_name(folder: str) -> str:
+    """Return the class of a folder: its name without spaces around it, an accent as one character."""
+    return composed(folder.strip())
+
+
+def parts_of(texts: Iterable[str]) -> set[str]:
+    """Return `texts`, and the parts of those that hold several labels."""
+    texts = {text.strip() for text in texts}
+    return texts | {part for text in texts for part in re.split(BETWEEN, text) if part}
+
+
+def is_same(one: str, other: str) -> bool:
+    """Return True for two spellings of one label: equal numbers, or equal but for case, spaces and marks."""
+    if number(one) is not None and number(other) is not None:
+        return number(one) == number(other)
+    plain = plain_name(composed(one))
+    return bool(plain) and plain == plain_name(composed(other))
+
+
+def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvidence, str]:
+    """Write the labels as `asked` writes them (the sample submission, or a model's names), with a note.
+
+    Whole numbers may be `7`, `7.0` or `07`; an accent may be one character or two. The labels are unchanged
+    (note "") if that does not make a text of `asked` a label, or makes one label of two.
+    """
+    names, wanted = set(evidence.texts), parts_of(asked)
+    parts = parts_of(names)
+    lost = wanted - parts
+    if not names or not lost:
+        return evidence, ""
+    numbers = all(number(part) is not None for part in parts if not re.search(BETWEEN, part))
+    ways: list[Callable[[str], str]] = [composed, _decomposed]
+    if are_flags(names) and are_flags(wanted) and not are_numbers(wanted):
+        words = as_words(min(wanted))
+        ways += [lambda text: words[is_true(text)]]
+    if numbers and not has_fraction(parts):
+        ways += [_as_whole, _with_zero]
+    for way in ways:
+        called = {name: way(name) for name in names}
+        new = parts_of(called.values())
+        kept = wanted & parts <= new  # labels that were right stay right
+        # 0 stands for a whole number in the sample, also where 0 is no label
+        style = way is _as_whole and all(re.fullmatch(r"-?\d+\.0+", name) for name in names)
+        style = style and all(re.fullmatch(r"-?\d+", text) for text in wanted)
+        if (lost & new or style) and kept and len(set(called.values())) == len(names):
+            was = min(name for name in names if called[name] != name)
+            note = f"labels are written as in the sample submission: {was!r} is {called[was]!r}"
+            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
+    return evidence, ""
+
+
+def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
+    """Rename labels to the column names of the sample submission (`0` if it has a column `class_0`), with a
+    note.
+
+    The labels are unchanged (note "") if they equal the columns already, or if not every label gets its
+    column.
+    """
+    names = sorted(set(evidence.texts))
+    if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
+        return evidence, ""
+    plain = {plain_name(column): column for column in columns}
+    affixes = {column.partition(names[0])[::2] for column in columns if names[0] in column} | {("", "")}
+    for before, behind in sorted(affixes):
+        called = {name: plain.get(plain_name(before + name + behind), "") for name in names}
+        if set(called.values()) == set(columns):
+            note = f"labels are called as in the sample submission: {names[0]!r} is {called[names[0]]!r}"
+            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
+    return evidence, ""
+
+
+def other_spelling(value: str, names: Collection[str]) -> str | None:
+    """Return the only one of `names` that is `value` written in another way; None if there is none."""
+    if value in names:
+        return None
+    found = [name for name in names if is_same(name, value)]
+    return found[0] if len(found) == 1 else None
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _as_whole(text: str) -> str:
+    return re.sub(WHOLE, r"\1\2", text)
+
+
+def _with_zero(text: str) -> str:
+    return re.sub(WHOLE, r"\1\2.0", text)
