@@ -404,6 +404,7 @@ def test_a_study_of_several_images(tmp_path):
     assert [row.path.name for row in study] == ["1.png", "2.png", "3.png"] and len(
         {row.label for row in study}
     ) == 1
+    assert "validation score" not in said(competition)  # it is of whole studies
 
 
 def test_a_study_without_images_is_named(tmp_path):
@@ -598,6 +599,7 @@ def test_ids_that_lead_to_several_images_through_a_table(tmp_path):
     root = competitions.views_by_table(tmp_path / "data").root
     found = [row.path.name for row in read_layout(root).test if row.id == "108_R"]
     assert sorted(found) == ["6082.png", "6083.png"]
+    assert "validation score is of single images" in said(read_layout(root))  # rows have no such id
     lines = (root / "test.csv").read_text().splitlines()
     (root / "test.csv").write_text("\n".join(line for line in lines if not line.endswith("108_R")) + "\n")
     assert "row 3: 1 id without an image (test.csv leads from them" in refusal(root)

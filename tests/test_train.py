@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import competitions
 import numpy as np
 import pytest
 import tolerances
@@ -86,6 +87,33 @@ def test_validation_predictions_and_probabilities_agree_with_the_metrics(finishe
     assert [record["class_names"][best] for best in probs.argmax(axis=1)] == list(table["predicted"])
     assert (table["label"] == table["predicted"]).mean() == record["best"]["value"]
     assert all(Path(path).exists() for path in table["path"])
+
+
+@pytest.mark.parametrize("views", ["mean", "max"])
+def test_the_validation_score_counts_an_id_with_several_images_once(
+    tiny_backbone: Path, tmp_path: Path, views: str
+) -> None:
+    """Three images a study, several labels each: as in the file, one prediction a study."""
+    import pandas as pd
+
+    data = competitions.long_rows(tmp_path / "data").root
+    flags = ("--metric", "log_loss", "--set", "data.val_fraction=0.4", "--set", f"data.views={views}")
+    train.main(arguments(data, tiny_backbone, tmp_path / "run", *flags))
+    table = pd.read_csv(tmp_path / "run/val_predictions.csv", dtype=str, keep_default_na=False)
+    labels = json.loads((tmp_path / "run/run.json").read_text())["class_names"]
+    probs = pd.DataFrame(np.load(tmp_path / "run/val_probs.npy").astype(np.float64))
+    truth = pd.DataFrame([[name in cell.split() for name in labels] for cell in table["label"]])
+    by_id, right = probs.groupby(table["id"]).agg(views), truth.groupby(table["id"]).first()
+
+    def log_loss(values: pd.DataFrame, truth: pd.DataFrame) -> float:
+        return float(-np.log(np.where(truth, values, 1 - values)).mean())
+
+    score = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
+    assert len(table) == 3 * len(by_id)
+    assert score["val_log_loss"] == pytest.approx(log_loss(by_id, right), rel=1e-5)
+    assert score["val_log_loss"] != pytest.approx(log_loss(probs, truth), rel=1e-5)
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert f"{len(by_id)} ids with {len(table)} images" in page
 
 
 def check_against_plain_transformers(run: Path) -> None:

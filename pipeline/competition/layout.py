@@ -132,7 +132,7 @@ def read_layout(
     )
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
-        *test_notes(test, more),
+        *test_notes(test, labelled, more),
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(

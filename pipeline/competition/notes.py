@@ -58,13 +58,18 @@ def train_notes(
     return lines + (["train: " + "; ".join(notes)] if notes else [])
 
 
-def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
+def test_notes(test: TestImages, labelled: Labelled, more: Sequence[str]) -> list[str]:
     """Return one or two lines on the images to predict."""
     images = f"{counted(test.num_images, 'image')}" if test.images else ""
     num_ids = len(set(test.ids))
     if images and test.num_images != num_ids:
         images += f" of {counted(num_ids, 'id')}"
     notes = [*test.notes, *more]
+    if test.num_images > num_ids > 0 and labelled.images and all(len(one) == 1 for one in labelled.images):
+        notes.append(
+            "an id has several images, a labelled row has one: the validation score is of single images, the "
+            "competition's of their mean"
+        )
     return [f"test: {images + ', ' if images else ''}{test.source}"] + (
         ["test: " + "; ".join(notes)] if notes else []
     )

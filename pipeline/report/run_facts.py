@@ -160,8 +160,12 @@ def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
     """Return the note below the best metric: number of rows, interval, direction if not obvious, and
     baselines.
     """
-    total, key = len(files.predictions) or files.record.get("counts", {}).get("val"), best["metric"]
+    rows, key = files.predictions, best["metric"]
+    ids = len({row["id"] for row in rows})  # the score counts each once
+    total = ids or files.record.get("counts", {}).get("val")
     parts = [f"{total:,} {files.rows_are}"] if total else []
+    if ids < len(rows):
+        parts = [f"{ids:,} ids with {len(rows):,} {files.rows_are}"]
     # shares of independent images
     if total and key in ("val_accuracy", "val_top5_accuracy") and files.target.kind != "multilabel":
         low, high = interval(best["value"], total)

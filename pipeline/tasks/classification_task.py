@@ -22,6 +22,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.models.backbones import head_name, save_backbone
 from pipeline.models.half_weights import attend_by_products, use_half_weights
 from pipeline.models.lora import PeftModel, plain_state_dict, save_adapter
+from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
 from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
@@ -77,7 +78,9 @@ class ClassificationTask:
         labelled = [row.label for row in train]
         train = [*train, *pseudo.rows]
         self.train_rows, self.val_rows = train, val
-        self.val_truth = target.encode([row.label for row in val])
+        # Scores count each id once, as the file and Kaggle do: it may have several images
+        self.scored_rows = list({row.id: row for row in val}.values())
+        self.val_truth = target.encode([row.label for row in self.scored_rows])
         paths = [row.path for row in train]
         labels = [row.label for row in train]
         self.encoded_labels = target.encode(labels)
@@ -96,7 +99,8 @@ class ClassificationTask:
             for size, preprocessing in self._preprocessing_by_size().items()
         }
         self.train_set = self.train_sets[self.preprocessing.height]
-        val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
+        val_paths = [row.path for row in val]
+        self.val_labels = _for_training(target, target.encode([row.label for row in val]))
         self.val_set = ImageDataset(val_paths, self.val_labels, self.preprocessing)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
         self.loss_of = training_loss(
@@ -229,10 +233,14 @@ class ClassificationTask:
         return self.classifier.logits(batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Return every metric that is defined on the validation rows, including the competition's."""
-        values = self.target.activate(logits)
+        """Return every metric that is defined on the validation rows, including the competition's.
+
+        Several images of an id are one prediction, as in the file.
+        """
+        ids, views = [row.id for row in self.val_rows], self.recipe.data.views
+        values = Predictions.of_images(ids, logits, self.target, views).values
         scores = all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
-        return scores | corrected_score(self.corrections, self.target, self.metric, self.val_rows, values)
+        return scores | corrected_score(self.corrections, self.target, self.metric, self.scored_rows, values)
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """Return the memory of a training step in one process, computed from shapes only.
