@@ -1054,6 +1054,49 @@ def test_parquet_pixels(tmp_path, take):
     assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
 
 
+# ---- ids in another order than the sample's ----
+
+
+BACKWARDS = TEST_IDS[::-1]  # the sample's order; the rows of the test set are in the order of TEST_IDS
+
+
+def right_images(folder: Path) -> bool:
+    """Whether each test id has the image that stands beside it in the container."""
+    return all(
+        (pixels_of(folder / f"{name}.png") == grey(number + 40)).all() for number, name in enumerate(TEST_IDS)
+    )
+
+
+def test_a_column_with_the_samples_ids_names_pixel_rows_whatever_it_is_called(tmp_path, take):
+    header = ",".join(f"pixel{number}" for number in range(784))
+    rows = [
+        f"{number},{name}," + ",".join(map(str, grey(number + 40).ravel()))
+        for number, name in enumerate(TEST_IDS)
+    ]
+    put(tmp_path / "kaggle/test.csv", "\n".join([f"index,photo,{header}", *rows]) + "\n")
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
+@pytest.mark.parametrize("key", ["ids_test", "photo_test"])
+def test_an_array_with_the_samples_ids_names_a_stack_whatever_it_is_called(tmp_path, take, key):
+    put(tmp_path / "kaggle/x", "")
+    stack = np.stack([grey(number + 40) for number in range(4)])
+    np.savez(tmp_path / "kaggle/all.npz", **{"x_test": stack, key: np.asarray(TEST_IDS)})
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
+def test_a_table_with_the_samples_ids_names_a_stack_whatever_they_are_called(tmp_path, take):
+    put(tmp_path / "kaggle/test.csv", "photo,site\n" + "".join(f"{name},x\n" for name in TEST_IDS))
+    np.savez(tmp_path / "kaggle/test.npz", images=np.stack([grey(number + 40) for number in range(4)]))
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
 # ---- one rule ----
 
 

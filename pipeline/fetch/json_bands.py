@@ -70,7 +70,7 @@ def convert(stage: Staged) -> None:
 def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
-    column = id_column(stage, columns, cells)
+    column = id_column(stage, columns, cells, bands.part)
     if column is None:
         names, how = row_ids(stage, bands.part, len(rows))
         columns = [stage.id_column, *columns]

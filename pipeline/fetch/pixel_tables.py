@@ -81,7 +81,7 @@ def convert(stage: Staged) -> None:
 
 
 def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> None:
-    column = id_column(stage, table.others, rows)
+    column = id_column(stage, table.others, rows, table.part)
     if column is None:
         names, how = row_ids(stage, table.part, len(rows))
         columns = [stage.id_column if stage.id_column not in table.others else "image", *table.others]

@@ -108,19 +108,42 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     return [str(number) for number in range(first, first + count)], f"the row number, from {first}{where}"
 
 
-def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int | None:
-    """Return the position of the column that names the rows: it has the sample's id name or an id name, and
-    unique values.
+def id_column(
+    stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]], part: str = ""
+) -> int | None:
+    """Return the position of the column that names the rows; None if there is none.
+
+    Its values are unique, and it has the sample's id name, or holds ids of the sample (see `are_sample_ids`),
+    or has an id name: the first of these that a column fulfils.
     """
+    by_rank: dict[int, int] = {}
     for position, name in enumerate(columns):
         values = [row[position] for row in cells]
-        if (
-            (name == stage.id_column or plain_name(name) in ID_NAMES)
-            and len(set(values)) == len(values)
-            and all(values)
-        ):
-            return position
-    return None
+        if len(set(values)) < len(values) or not all(values):
+            continue
+        if name == stage.id_column:
+            rank = 0
+        elif are_sample_ids(stage, part, values):
+            rank = 1
+        elif plain_name(name) in ID_NAMES:
+            rank = 2
+        else:
+            continue
+        by_rank.setdefault(rank, position)
+    return by_rank[min(by_rank)] if by_rank else None
+
+
+def are_sample_ids(stage: Staged, part: str, values: Sequence[str]) -> bool:
+    """Return True if `values` are different ids of the sample submission, whatever their column is called.
+
+    Not for training rows: their numbers may be those of the sample by chance.
+    """
+    return (
+        part != "train"
+        and len(values) > 0
+        and len(set(values)) == len(values)
+        and set(values) <= set(stage.ids)
+    )
 
 
 def check_names(names: Sequence[str], where: str) -> None:
