@@ -750,6 +750,19 @@ def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
     assert (tmp_path / "data/notes.json").exists() and len(read_layout(tmp_path / "data").test) == 4
 
 
+def test_bands_in_another_order_are_the_same_channels(tmp_path, take):
+    rows = [{"id": name, "band_1": [200.0] * 64, "band_2": [10.0] * 64} for name in TRAIN_IDS]
+    put(
+        tmp_path / "kaggle/train.json",
+        json.dumps([row | {"label": number} for number, row in enumerate(rows)]),
+    )
+    rows = [{"id": name, "band_2": [10.0] * 64, "band_1": [200.0] * 64} for name in TEST_IDS]
+    put(tmp_path / "kaggle/test.json", json.dumps(rows))
+    take(tmp_path / "kaggle")
+    trained, tested = (pixels_of(tmp_path / f"data/{name}.png")[0, 0] for name in ("train/a0", "test/b0"))
+    assert (trained == tested).all() and trained[0] != trained[1]
+
+
 @pytest.mark.parametrize("damage", ["nan", "short", "text", "missing"])
 def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
     rows = bands(6)
