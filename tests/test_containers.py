@@ -912,6 +912,18 @@ def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
     assert names(tmp_path / "data") == sorted(files)
 
 
+def test_records_without_ids_are_numbered_in_the_order_of_their_files(tmp_path, take):
+    for part, count in (("train", 1), ("val", 1), ("test", 12)):
+        for number in range(count):
+            rows = [{"image": png(grey(number)), "label": 1}]
+            put(tmp_path / f"kaggle/{part}_{number}.tfrec", b"".join(map(record, rows)))
+    sample(tmp_path / "kaggle", [f"b{number}" for number in range(12)])
+    take(tmp_path / "kaggle")
+    images = [pixels_of(tmp_path / f"data/test/b{number}.png") for number in range(12)]
+    assert all((image == grey(number)).all() for number, image in enumerate(images))
+    assert len(names(tmp_path / "data/train")) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut in a length", "length", "no image", "no example"])
 def test_damaged_records_are_refused(tmp_path, take, damage):
     whole = b"".join(record({"id": f"{number}".encode(), "image": png(grey(number))}) for number in range(3))
