@@ -1122,6 +1122,23 @@ def test_a_table_with_the_samples_ids_names_a_stack_whatever_they_are_called(tmp
     assert right_images(tmp_path / "data/test")
 
 
+@pytest.mark.parametrize("index", ["image_id", "photo", None])
+def test_ids_in_the_index_of_a_parquet_table_name_its_rows(tmp_path, take, index):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    pixel_rows = np.stack([grey(number + 40).ravel() for number in range(4)])
+    frame = pd.DataFrame(pixel_rows, columns=[f"pixel{number}" for number in range(784)])
+    frame.insert(0, "label", [1.0, 0.0, None, 2.5])
+    frame.index = pd.Index(TEST_IDS, name=index)
+    (tmp_path / "kaggle").mkdir()
+    frame.to_parquet(tmp_path / "kaggle/test.parquet")
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+    assert load_table(tmp_path / "data/test.csv").column("label") == ["1", "0", "", "2.5"]
+
+
 # ---- one rule ----
 
 

@@ -25,6 +25,7 @@ from pipeline.fetch.staged_rows import (
     TABLES,
     Staged,
     are_sample_ids,
+    cell_text,
     check_names,
     id_column,
     part_of,
@@ -231,7 +232,7 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
     part = _part(stage, array)
     original = "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
-    texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
+    texts = {vector: [cell_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
     ids = [
         vector
         for vector in beside
@@ -276,14 +277,6 @@ def _names_rows(stage: Staged, part: str, vector: _Array, texts: list[str]) -> b
 
 def _label_name(vector: _Array, count: int) -> str:
     return "label" if count == 1 else (vector.key or vector.path.stem)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, (np.floating, float)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
@@ -144,6 +147,23 @@ def are_sample_ids(stage: Staged, part: str, values: Sequence[str]) -> bool:
         and len(set(values)) == len(values)
         and set(values) <= set(stage.ids)
     )
+
+
+def cell_text(value: object) -> str:
+    """Return a value of an array or a parquet table as the text of a cell.
+
+    1.0 is written 1; a missing value (None, NaN) is empty.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (np.floating, float)):
+        if math.isnan(value):
+            return ""
+        if float(value).is_integer():
+            return str(int(value))
+    return str(value)
 
 
 def check_names(names: Sequence[str], where: str) -> None:
