@@ -196,6 +196,17 @@ def refused(take: Callable[..., str], source: Path) -> str:
 # ---- folders and archives ----
 
 
+def test_a_class_that_is_a_link_to_another_folder_is_taken_over(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    for name in ("train/red/1.png", "pool/blue/2.png"):
+        put(tmp_path / "kaggle" / name, png(grey(1)))
+    (tmp_path / "kaggle/train/blue").symlink_to("../pool/blue")
+    (tmp_path / "kaggle/train/loop").symlink_to("..")
+    output = take(tmp_path / "kaggle")
+    assert (tmp_path / "data/train/blue/2.png").is_file() and (tmp_path / "data/pool/blue/2.png").is_file()
+    assert not (tmp_path / "data/train/loop").exists() and "train/loop" in output
+
+
 def test_images_are_linked_and_tables_are_copies(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     output = take(tmp_path / "kaggle")
