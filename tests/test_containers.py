@@ -1006,6 +1006,19 @@ def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
     assert "one range for the whole set" in output
 
 
+@pytest.mark.parametrize("without_window", [{}, {"WindowCenter": None, "WindowWidth": None}])
+def test_one_dicom_without_a_window_gives_all_one_range(tmp_path, take, monkeypatch, without_window):
+    monkeypatch.setattr("pipeline.fetch.dicom.SURVEYED", 2)
+    values = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    window = {"WindowCenter": 500, "WindowWidth": 1000}
+    for number, name in enumerate("abcdef"):
+        dicom(tmp_path / f"kaggle/test/{name}.dcm", values, **(without_window if number == 1 else window))
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/test") == [f"{name}.png" for name in "abcdef"]
+    a, b = (pixels_of(tmp_path / f"data/test/{name}.png") for name in "ab")
+    assert (a == b).all() and "one range for the whole set" in output
+
+
 def test_damaged_dicom_is_named_and_all_damaged_is_refused(tmp_path, take):
     dicom(tmp_path / "kaggle/train/a.dcm", grey(1).astype(np.uint16))
     put(tmp_path / "kaggle/train/b.dcm", (tmp_path / "kaggle/train/a.dcm").read_bytes()[:-500])
