@@ -196,6 +196,20 @@ def refused(take: Callable[..., str], source: Path) -> str:
 # ---- folders and archives ----
 
 
+def test_two_commands_do_not_fill_one_folder_at_the_same_time(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    other = "import sys; from pathlib import Path; from pipeline.lock import holding_folder\n"
+    other += "with holding_folder(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, str(tmp_path / "data")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError) as refusal:
+            install.main(["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data")])
+        assert f"process {holder.pid}" in str(refusal.value) and "--data" in str(refusal.value)
+        holder.communicate()
+    take(tmp_path / "kaggle")
+
+
 def test_a_class_that_is_a_link_to_another_folder_is_taken_over(tmp_path, take):
     folder_competition(tmp_path / "kaggle")
     for name in ("train/red/1.png", "pool/blue/2.png"):
