@@ -1152,6 +1152,19 @@ def test_an_array_with_the_samples_ids_names_a_stack_whatever_it_is_called(tmp_p
     assert right_images(tmp_path / "data/test")
 
 
+def test_rows_without_ids_get_numbered_ids_by_their_numbers(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    np.savez(tmp_path / "kaggle/all.npz", x_test=np.stack([grey(number) for number in range(12)]))
+    sample(tmp_path / "kaggle", sorted(f"t_{number}.png" for number in range(3, 15)))
+    take(tmp_path / "kaggle")
+    images = [pixels_of(tmp_path / f"data/test/t_{number + 3}.png.png") for number in range(12)]
+    assert all((image == grey(number)).all() for number, image in enumerate(images))
+    assert [row.id for row in read_layout(tmp_path / "data", need="test").test][:2] == [
+        "t_10.png",
+        "t_11.png",
+    ]
+
+
 def test_a_table_with_the_samples_ids_names_a_stack_whatever_they_are_called(tmp_path, take):
     put(tmp_path / "kaggle/test.csv", "photo,site\n" + "".join(f"{name},x\n" for name in TEST_IDS))
     np.savez(tmp_path / "kaggle/test.npz", images=np.stack([grey(number + 40) for number in range(4)]))

@@ -96,6 +96,9 @@ def staged(root: Path) -> Staged:
 def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     """Return names for `count` rows without ids, and how they were made: the sample's ids, or numbers that
     start as its do.
+
+    Ids that are numbered (`t_0`, `t_1`, `t_10`, ...) are given in the order of their numbers, others in the
+    order of the sample.
     """
     numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
     first = min(numbers, default=0)
@@ -105,10 +108,23 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
         and numbers == set(range(first, first + len(numbers)))
     )
     if part == "test" and stage.sample and len(stage.ids) == count and not consecutive:
+        if (ordered := _by_number(stage.ids)) is not None:
+            return ordered, f"row by row the ids of {stage.sample.name}, by their numbers"
         return list(stage.ids), f"row by row the ids of {stage.sample.name}"
     first = first if consecutive else 0
     where = f", as in {stage.sample.name}" if stage.sample and consecutive else ""
     return [str(number) for number in range(first, first + count)], f"the row number, from {first}{where}"
+
+
+def _by_number(ids: Sequence[str]) -> list[str] | None:
+    """Return ids that differ only in a number, in its order; None for other ids, or numbers with gaps."""
+    found = [re.fullmatch(r"(\D*)(\d+)(\D*)", text, re.ASCII) for text in ids]
+    if not all(found) or len({(match[1], match[3]) for match in found}) > 1:
+        return None
+    by_number = {int(match[2]): match[0] for match in found}
+    numbers = sorted(by_number)
+    whole = len(numbers) == len(ids) and numbers == list(range(numbers[0], numbers[0] + len(ids)))
+    return [by_number[number] for number in numbers] if whole else None
 
 
 def id_column(
