@@ -105,6 +105,19 @@ def test_a_zip_is_unpacked_without_what_macos_adds(tmp_path):
     assert [found.name for found in (tmp_path / "new/out/m").iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("train/café/ü 日.png".encode(), "train/café/ü 日.png"), ("é.png".encode("cp437"), "é.png")],
+    ids=["utf-8", "cp437"],
+)
+def test_names_that_are_not_marked_as_utf_8(tmp_path, monkeypatch, written, read):
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda entry: (written, entry.flag_bits))
+    path = write_zip(tmp_path / "a.zip", [("a", b"x")])
+    monkeypatch.undo()
+    assert [str(found) for found in unpack_zip(path, tmp_path / "out")] == [read]
+    assert (tmp_path / "out" / read).read_bytes() == b"x"
+
+
 def test_a_tar_gz_is_unpacked(tmp_path):
     (tmp_path / "a.txt").write_text("1")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:

@@ -5,6 +5,7 @@ there is none.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from target_runs import NUMBER, make_target_run
 
 from pipeline.errors import UserError
-from pipeline.models.attention_maps import attention_maps, gradient_rollout, rollout
+from pipeline.models.attention_maps import AttentionMaps, attention_maps, gradient_rollout, rollout
 from pipeline.report import attention
+from pipeline.targets.target import Target
 
 SMALL = {
     "hidden_size": 16,
@@ -257,6 +260,34 @@ def test_captions_name_the_true_class_and_mark_mistakes(
     )
     svg = (tmp_path / "out" / "attention.svg").read_text()
     assert "unknown.png" in svg and ">is " not in svg and "wrong: " not in svg
+
+
+@pytest.mark.parametrize(
+    ("target", "logits", "expected"),
+    [
+        (None, (0.0, math.log(3)), ("b 75%", "b")),
+        (Target("binary", ("cat", "dog"), positive=("dog",)), (-math.log(3),), ("cat 75%", "cat")),
+        (Target("binary", ("cat", "dog"), positive=("dog",)), (math.log(4),), ("dog 80%", "dog")),
+        (Target("multilabel", ("a", "b")), (math.log(4), math.log(3)), ("a 80%", "a")),
+        # The most probable grade is 0; the expected one is 0.8, and 1 is nearest
+        (Target("ordinal", ("0", "1", "2")), tuple(map(math.log, (0.5, 0.2, 0.3))), ("1 20%", "1")),
+        (NUMBER, (0.5,), ("48", "48")),
+    ],
+    ids=["classes", "no", "yes", "labels", "grades", "a number"],
+)
+def test_a_prediction_is_named_as_the_run_means_it(target, logits, expected) -> None:
+    values = np.array(logits, dtype=np.float32)
+    maps = AttentionMaps(None, None, None, np.zeros((2, 2)), False, int(values.argmax()), values)
+    assert attention.in_words(maps, ("a", "b"), target) == expected
+
+
+def test_images_of_a_run_of_numbers_are_the_best_and_the_worst(tmp_path: Path) -> None:
+    made = make_target_run(tmp_path / "run", NUMBER, "rmse")
+    chosen = [path.name for path in attention.validation_images(tmp_path / "run")]
+    rows = pd.read_csv(tmp_path / "run/val_predictions.csv")
+    order = (rows["label"] - rows["predicted"]).abs().argsort(kind="stable")
+    paths = [Path(path).name for path in rows["path"]]
+    assert chosen == [paths[place] for place in [*order[:3], *order[-3:]]] and made.target is NUMBER
 
 
 def test_mistakes_are_one_message(finished_run: Path, tmp_path: Path) -> None:

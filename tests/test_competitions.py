@@ -118,11 +118,8 @@ def test_from_a_download_to_a_grade(
         tmp_path / "truth.csv", index=False
     )
     capsys.readouterr()
-    arguments = [
-        *("--solution", str(tmp_path / "truth.csv"), "--predictions", file, "--model", run),
-        *("--data", data),
-    ]
-    assert score.main(arguments) == 0
+    # Run and data folder are those that inference.py recorded
+    assert score.main(["--solution", str(tmp_path / "truth.csv"), "--predictions", file]) == 0
     printed = dict(
         line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2
     )

@@ -196,6 +196,31 @@ def refused(take: Callable[..., str], source: Path) -> str:
 # ---- folders and archives ----
 
 
+def test_two_commands_do_not_fill_one_folder_at_the_same_time(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    other = "import sys; from pathlib import Path; from pipeline.lock import holding_folder\n"
+    other += "with holding_folder(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, str(tmp_path / "data")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError) as refusal:
+            install.main(["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data")])
+        assert f"process {holder.pid}" in str(refusal.value) and "--data" in str(refusal.value)
+        holder.communicate()
+    take(tmp_path / "kaggle")
+
+
+def test_a_class_that_is_a_link_to_another_folder_is_taken_over(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    for name in ("train/red/1.png", "pool/blue/2.png"):
+        put(tmp_path / "kaggle" / name, png(grey(1)))
+    (tmp_path / "kaggle/train/blue").symlink_to("../pool/blue")
+    (tmp_path / "kaggle/train/loop").symlink_to("..")
+    output = take(tmp_path / "kaggle")
+    assert (tmp_path / "data/train/blue/2.png").is_file() and (tmp_path / "data/pool/blue/2.png").is_file()
+    assert not (tmp_path / "data/train/loop").exists() and "train/loop" in output
+
+
 def test_images_are_linked_and_tables_are_copies(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     output = take(tmp_path / "kaggle")
@@ -750,6 +775,19 @@ def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
     assert (tmp_path / "data/notes.json").exists() and len(read_layout(tmp_path / "data").test) == 4
 
 
+def test_bands_in_another_order_are_the_same_channels(tmp_path, take):
+    rows = [{"id": name, "band_1": [200.0] * 64, "band_2": [10.0] * 64} for name in TRAIN_IDS]
+    put(
+        tmp_path / "kaggle/train.json",
+        json.dumps([row | {"label": number} for number, row in enumerate(rows)]),
+    )
+    rows = [{"id": name, "band_2": [10.0] * 64, "band_1": [200.0] * 64} for name in TEST_IDS]
+    put(tmp_path / "kaggle/test.json", json.dumps(rows))
+    take(tmp_path / "kaggle")
+    trained, tested = (pixels_of(tmp_path / f"data/{name}.png")[0, 0] for name in ("train/a0", "test/b0"))
+    assert (trained == tested).all() and trained[0] != trained[1]
+
+
 @pytest.mark.parametrize("damage", ["nan", "short", "text", "missing"])
 def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
     rows = bands(6)
@@ -899,6 +937,18 @@ def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
     assert names(tmp_path / "data") == sorted(files)
 
 
+def test_records_without_ids_are_numbered_in_the_order_of_their_files(tmp_path, take):
+    for part, count in (("train", 1), ("val", 1), ("test", 12)):
+        for number in range(count):
+            rows = [{"image": png(grey(number)), "label": 1}]
+            put(tmp_path / f"kaggle/{part}_{number}.tfrec", b"".join(map(record, rows)))
+    sample(tmp_path / "kaggle", [f"b{number}" for number in range(12)])
+    take(tmp_path / "kaggle")
+    images = [pixels_of(tmp_path / f"data/test/b{number}.png") for number in range(12)]
+    assert all((image == grey(number)).all() for number, image in enumerate(images))
+    assert len(names(tmp_path / "data/train")) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut in a length", "length", "no image", "no example"])
 def test_damaged_records_are_refused(tmp_path, take, damage):
     whole = b"".join(record({"id": f"{number}".encode(), "image": png(grey(number))}) for number in range(3))
@@ -968,6 +1018,19 @@ def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
     assert pixels_of(tmp_path / "data/train/dark.png").max() < 20
     assert pixels_of(tmp_path / "data/train/bright.png").min() > 230
     assert "one range for the whole set" in output
+
+
+@pytest.mark.parametrize("without_window", [{}, {"WindowCenter": None, "WindowWidth": None}])
+def test_one_dicom_without_a_window_gives_all_one_range(tmp_path, take, monkeypatch, without_window):
+    monkeypatch.setattr("pipeline.fetch.dicom.SURVEYED", 2)
+    values = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    window = {"WindowCenter": 500, "WindowWidth": 1000}
+    for number, name in enumerate("abcdef"):
+        dicom(tmp_path / f"kaggle/test/{name}.dcm", values, **(without_window if number == 1 else window))
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/test") == [f"{name}.png" for name in "abcdef"]
+    a, b = (pixels_of(tmp_path / f"data/test/{name}.png") for name in "ab")
+    assert (a == b).all() and "one range for the whole set" in output
 
 
 def test_damaged_dicom_is_named_and_all_damaged_is_refused(tmp_path, take):
@@ -1052,6 +1115,79 @@ def test_parquet_pixels(tmp_path, take):
     frame.to_parquet(tmp_path / "kaggle/train_image_data_0.parquet")
     take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
+
+
+# ---- ids in another order than the sample's ----
+
+
+BACKWARDS = TEST_IDS[::-1]  # the sample's order; the rows of the test set are in the order of TEST_IDS
+
+
+def right_images(folder: Path) -> bool:
+    """Whether each test id has the image that stands beside it in the container."""
+    return all(
+        (pixels_of(folder / f"{name}.png") == grey(number + 40)).all() for number, name in enumerate(TEST_IDS)
+    )
+
+
+def test_a_column_with_the_samples_ids_names_pixel_rows_whatever_it_is_called(tmp_path, take):
+    header = ",".join(f"pixel{number}" for number in range(784))
+    rows = [
+        f"{number},{name}," + ",".join(map(str, grey(number + 40).ravel()))
+        for number, name in enumerate(TEST_IDS)
+    ]
+    put(tmp_path / "kaggle/test.csv", "\n".join([f"index,photo,{header}", *rows]) + "\n")
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
+@pytest.mark.parametrize("key", ["ids_test", "photo_test"])
+def test_an_array_with_the_samples_ids_names_a_stack_whatever_it_is_called(tmp_path, take, key):
+    put(tmp_path / "kaggle/x", "")
+    stack = np.stack([grey(number + 40) for number in range(4)])
+    np.savez(tmp_path / "kaggle/all.npz", **{"x_test": stack, key: np.asarray(TEST_IDS)})
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
+def test_rows_without_ids_get_numbered_ids_by_their_numbers(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    np.savez(tmp_path / "kaggle/all.npz", x_test=np.stack([grey(number) for number in range(12)]))
+    sample(tmp_path / "kaggle", sorted(f"t_{number}.png" for number in range(3, 15)))
+    take(tmp_path / "kaggle")
+    images = [pixels_of(tmp_path / f"data/test/t_{number + 3}.png.png") for number in range(12)]
+    assert all((image == grey(number)).all() for number, image in enumerate(images))
+    assert [row.id for row in read_layout(tmp_path / "data", need="test").test][:2] == [
+        "t_10.png",
+        "t_11.png",
+    ]
+
+
+def test_a_table_with_the_samples_ids_names_a_stack_whatever_they_are_called(tmp_path, take):
+    put(tmp_path / "kaggle/test.csv", "photo,site\n" + "".join(f"{name},x\n" for name in TEST_IDS))
+    np.savez(tmp_path / "kaggle/test.npz", images=np.stack([grey(number + 40) for number in range(4)]))
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+
+
+@pytest.mark.parametrize("index", ["image_id", "photo", None])
+def test_ids_in_the_index_of_a_parquet_table_name_its_rows(tmp_path, take, index):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    pixel_rows = np.stack([grey(number + 40).ravel() for number in range(4)])
+    frame = pd.DataFrame(pixel_rows, columns=[f"pixel{number}" for number in range(784)])
+    frame.insert(0, "label", [1.0, 0.0, None, 2.5])
+    frame.index = pd.Index(TEST_IDS, name=index)
+    (tmp_path / "kaggle").mkdir()
+    frame.to_parquet(tmp_path / "kaggle/test.parquet")
+    sample(tmp_path / "kaggle", BACKWARDS)
+    take(tmp_path / "kaggle")
+    assert right_images(tmp_path / "data/test")
+    assert load_table(tmp_path / "data/test.csv").column("label") == ["1", "0", "", "2.5"]
 
 
 # ---- one rule ----

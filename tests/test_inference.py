@@ -183,6 +183,25 @@ def test_score_computes_every_metric_and_writes_it_into_the_run(
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_scores_of_several_runs_or_of_another_run_are_not_stored(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
+    for name in ("run", "other"):
+        shutil.copytree(trained / "run", tmp_path / name)
+    file, one, other = (str(tmp_path / name) for name in ("p.csv", "run", "other"))
+    data = ["--data", str(trained / "data"), "--output", file]
+    scoring = ["--solution", str(trained / "solution.csv"), "--predictions", file]
+    inference.main(["--model", one, other, *data])
+    assert score.main(scoring) == 0 and score.main([*scoring, "--model", other]) == 0
+    (tmp_path / ".made-by.jsonl").unlink()
+    inference.main(["--model", one, *data])
+    assert score.main([*scoring, "--model", other]) == 0
+    assert not list(tmp_path.glob("*/scores.json")) and "accuracy" in capsys.readouterr().out
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert score.main([*scoring, "--model", str(tmp_path / "moved")]) == 0
+    assert (tmp_path / "moved/scores.json").is_file()
+
+
 def test_a_release_without_class_names_takes_them_from_the_data_or_stops(
     trained: Path, tmp_path: Path, capsys
 ) -> None:

@@ -329,6 +329,56 @@ def test_a_grade_that_only_the_solution_has_keeps_its_distance(tmp_path):
     assert scores["unseen"] == ["3"]
 
 
+@pytest.mark.parametrize(
+    ("target", "predictions", "solution", "metric"),
+    [
+        (
+            Target("binary", ("cat", "dog"), positive=("dog",)),
+            "id,p\na,0.9\nb,0.2\n",
+            "id,p\na,1\nb,0\n",
+            "roc_auc",
+        ),
+        (
+            Target("binary", ("cat", "dog"), positive=("dog",)),
+            "id,p\na,1\nb,0\n",
+            "id,p\na,dog\nb,cat\n",
+            "accuracy",
+        ),
+        (
+            multiclass(("x", "y", "z")),
+            "id,label\na,x y\nb,z x\n",
+            "id,label\na,x\nb,z\n",
+            "map_at_5",
+        ),
+        (
+            Target("multilabel", ("x", "y", "z")),
+            "id,label\na,x y\nb,z\n",
+            "id,label\na,x y\nb,z\n",
+            "micro_f1",
+        ),
+        (
+            Target("multilabel", ("x", "y")),
+            "id,x,y\na,0.9,0.8\nb,0.2,0.1\nc,0.3,0.7\n",
+            "id,x,y\na,1,1\nb,0,0\nc,0,1\n",
+            "roc_auc",
+        ),
+        (NUMBERS, "id,y,x\na,500.5,1\nb,500,2\n", "id,y,x\na,500.5,1\nb,500,2\n", "r2"),
+    ],
+    ids=["probabilities", "zeros and ones", "guesses", "several labels", "columns of labels", "numbers"],
+)
+def test_without_a_sample_the_target_says_what_the_file_holds(
+    tmp_path, target, predictions, solution, metric
+) -> None:
+    scores = score_predictions(*files(tmp_path, predictions, solution), target=target, metric=metric)
+    assert scores["metrics"][metric] == pytest.approx(1.0) and not scores["foreign"]
+
+
+@pytest.mark.parametrize("target", [None, multiclass(("cat", "dog"))])
+def test_numbers_of_unknown_meaning_are_not_scored_as_labels(tmp_path, target) -> None:
+    message = refused(tmp_path, "id,label\na,0.9\nb,0.2\n", "id,label\na,1\nb,0\n", target=target)
+    assert "'label'" in message and "'0.9'" in message and "--data" in message
+
+
 def test_ids_that_do_not_match(tmp_path):
     message = refused(tmp_path, FOUR, "id,label\na,cat\nb,dog\nx,cat\n")
     assert "predictions.csv cannot be scored against" in message

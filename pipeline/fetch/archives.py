@@ -233,10 +233,25 @@ def _members(
                 mode, "a device"
             )
             kind = "an encrypted file" if entry.flag_bits & 0x1 else "folder" if entry.is_dir() else kind
-            name, size = entry.orig_filename, entry.file_size
+            name, size = _zip_name(entry), entry.file_size
         if not (name.startswith("__MACOSX/") or name.endswith(".DS_Store")):
             total += size
             yield Member(name, kind, size, partial(_open_member, archive, entry))
+
+
+def _zip_name(entry: zipfile.ZipInfo) -> str:
+    """Return the name of a zip's member.
+
+    Python reads a name that is not marked as UTF-8 in code page 437. Many tools write UTF-8 without the mark,
+    among them Finder on macOS.
+    """
+    name, marked = entry.orig_filename, entry.flag_bits & 0x800
+    if marked or name.isascii():
+        return name
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:  # really another code page
+        return name
 
 
 def _open_member(archive: Any, entry: Any) -> IO[bytes]:

@@ -20,7 +20,18 @@ from pipeline.errors import UserError
 from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, save
-from pipeline.fetch.staged_rows import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import (
+    ID_NAMES,
+    TABLES,
+    Staged,
+    are_sample_ids,
+    cell_text,
+    check_names,
+    id_column,
+    part_of,
+    row_ids,
+    write_rows,
+)
 from pipeline.tables import load_table
 from pipeline.wording import counted, listed
 
@@ -221,12 +232,13 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
     part = _part(stage, array)
     original = "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
-    texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
+    texts = {vector: [cell_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
     ids = [
         vector
         for vector in beside
-        if plain_name(vector.key or vector.path.stem).endswith(ID_NAMES) and len(set(texts[vector])) == count
+        if len(set(texts[vector])) == count and _names_rows(stage, part, vector, texts[vector])
     ]
+    ids.sort(key=lambda vector: not are_sample_ids(stage, part, texts[vector]))
     labels = [vector for vector in beside if vector not in ids]
     table_ids, table_name = _table_ids(stage, part, count)
     if ids:
@@ -257,16 +269,14 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
     return set(beside)
 
 
+def _names_rows(stage: Staged, part: str, vector: _Array, texts: list[str]) -> bool:
+    """Return True for an array with the name of ids (`id`, `test_ids`), or with ids of the sample."""
+    name = plain_name(vector.key or vector.path.stem)
+    return name.removesuffix("s").endswith(ID_NAMES) or are_sample_ids(stage, part, texts)
+
+
 def _label_name(vector: _Array, count: int) -> str:
     return "label" if count == 1 else (vector.key or vector.path.stem)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, (np.floating, float)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
@@ -278,10 +288,7 @@ def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
             table = load_table(path)
         except UserError:
             continue
-        for column in table.columns:
-            values = table.column(column)
-            if len(values) == count == len(set(values)) and (
-                column == stage.id_column or plain_name(column) in ID_NAMES
-            ):
-                return values, path.name
+        column = id_column(stage, table.columns, table.cells, part) if len(table.cells) == count else None
+        if column is not None:
+            return [row[column] for row in table.cells], path.name
     return [], ""

@@ -17,6 +17,7 @@ from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
+WINDOW = ("WindowCenter", "WindowWidth")
 SURVEYED = 200  # files that are read for the grey range, spread over the set
 INSTALL = "python -m pip install pydicom"
 MORE = "python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -54,13 +55,11 @@ def convert(stage: Staged) -> None:
     if not paths:
         return
     pydicom = _pydicom(len(paths))
-    rule, windowed, failed = Rule((0,), (1,), ""), True, {}
-    survey = Survey()
-    for path in paths[:: max(1, len(paths) // SURVEYED)]:
+    rule, failed = Rule((0,), (1,), ""), {}
+    windowed, survey = all(_has_window(data) for path in paths if (data := _header(path))), Survey()
+    for path in [] if windowed else paths[:: max(1, len(paths) // SURVEYED)]:
         try:
-            data = pydicom.dcmread(path)
-            windowed = windowed and _has_window(data)
-            for frame in _frames(data):
+            for frame in _frames(pydicom.dcmread(path)):
                 if frame.shape[0] == 1:
                     survey.add(frame)
         except Exception:  # reported below, where every file is read
@@ -110,8 +109,19 @@ def _pydicom(count: int) -> Any:
     return pydicom
 
 
+def _header(path: Path) -> Any:
+    """Return the tags of a file without its pixels; None if it cannot be read, which is reported later."""
+    import pydicom
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception:  # pydicom raises many types on damaged files
+        return None
+
+
 def _has_window(data: Any) -> bool:
-    return ("WindowCenter" in data and "WindowWidth" in data) or "VOILUTSequence" in data or _is_colour(data)
+    window = all(np.size(data.get(name)) and data.get(name) is not None for name in WINDOW)
+    return window or bool(data.get("VOILUTSequence")) or _is_colour(data)
 
 
 def _is_colour(data: Any) -> bool:
@@ -149,7 +159,7 @@ def _window(data: Any) -> Rule | None:
     """
     if "VOILUTSequence" in data:
         return None
-    centre, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    centre, width = (float(np.ravel(data[name].value)[0]) for name in WINDOW)
     if data.get("VOILUTFunction", "LINEAR") == "LINEAR_EXACT":
         return Rule((centre - width / 2,), (centre + max(width, 1) / 2,), "")
     return Rule((centre - 0.5 - (width - 1) / 2,), (centre - 0.5 + (max(width, 2) - 1) / 2,), "")

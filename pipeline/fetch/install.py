@@ -20,6 +20,7 @@ from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.fetch import arrival, containers, public_sets, set_layout, staging
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
+from pipeline.lock import holding_folder
 from pipeline.shapes import TEXT, read_object, read_shaped
 from pipeline.wording import nearest
 
@@ -54,20 +55,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--yes", action="store_true", help="allow a folder that holds other files")
     args = parser.parse_args(argv)
-    if args.dataset is not None:
-        install_set(args.dataset, args.data or Path("data") / args.dataset, yes=args.yes)
-        return 0
-    data_dir = args.data or Path("data")
-    if args.source is not None:
-        take(args.source.expanduser(), data_dir, yes=args.yes)
-        return 0
-    slug = cli.clean_slug(args.competition)
-    if not arrival.arriving(_work_dir(data_dir, slug)):
-        raise_all(
-            [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
-        )
-    install(slug, data_dir)
+    data_dir = args.data or (Path("data") / args.dataset if args.dataset is not None else Path("data"))
+    with holding_folder(data_dir, "name another folder with --data"):
+        _install(args, data_dir)
     return 0
+
+
+def _install(args: argparse.Namespace, data_dir: Path) -> None:
+    if args.dataset is not None:
+        install_set(args.dataset, data_dir, yes=args.yes)
+    elif args.source is not None:
+        take(args.source.expanduser(), data_dir, yes=args.yes)
+    else:
+        slug = cli.clean_slug(args.competition)
+        if not arrival.arriving(_work_dir(data_dir, slug)):
+            raise_all(
+                [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
+            )
+        install(slug, data_dir)
 
 
 def take(source: Path, data_dir: Path, yes: bool = False) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def convert(stage: Staged) -> None:
     found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
     if not found:
         return
+    found = [replace(bands, keys=_in_order_of(found[0].keys, bands.keys)) for bands in found]
     survey, others = Survey(), {}
     for bands in found:
         problems: list[str] = []
@@ -67,10 +68,15 @@ def convert(stage: Staged) -> None:
     stage.notes.append(f"bands in JSON: {rule.says}" + (f"; {colours}" if colours else ""))
 
 
+def _in_order_of(first: list[str], keys: list[str]) -> list[str]:
+    """Return `keys` in the order of the `first` file, because the order of keys in JSON means nothing."""
+    return list(first) if set(first) == set(keys) else keys
+
+
 def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
-    column = id_column(stage, columns, cells)
+    column = id_column(stage, columns, cells, bands.part)
     if column is None:
         names, how = row_ids(stage, bands.part, len(rows))
         columns = [stage.id_column, *columns]

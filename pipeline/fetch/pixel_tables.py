@@ -19,7 +19,15 @@ from pipeline.competition.folders import plain_name, suffix_of
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, save, shape_of
-from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import (
+    Staged,
+    cell_text,
+    check_names,
+    id_column,
+    part_of,
+    row_ids,
+    write_rows,
+)
 from pipeline.wording import capped, counted, listed, numbered
 
 FEWEST = 64  # fewest numbers of an image: 8 x 8
@@ -81,7 +89,7 @@ def convert(stage: Staged) -> None:
 
 
 def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> None:
-    column = id_column(stage, table.others, rows)
+    column = id_column(stage, table.others, rows, table.part)
     if column is None:
         names, how = row_ids(stage, table.part, len(rows))
         columns = [stage.id_column if stage.id_column not in table.others else "image", *table.others]
@@ -231,7 +239,7 @@ def _are_pixels(
     They are if the columns are named so, or if all are whole numbers from 0 to 255 and there are no other
     images.
     """
-    rows = [[str(value) for value in row] for row in head[list(others)].itertuples(index=False)]
+    rows = [[cell_text(value) for value in row] for row in head[list(others)].itertuples(index=False)]
     column = id_column(stage, others, rows)
     if column is not None and stage.has_images([row[column] for row in rows]):
         return False  # these images exist as files
@@ -268,8 +276,9 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
                 f"{path.name}: parquet tables need one more package: python -m pip install pyarrow; then run "
                 "the command again"
             ) from None
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows):
-            yield batch.to_pandas()
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(rows):
+            yield _with_index(batch.to_pandas(ignore_metadata=True), file.schema_arrow.pandas_metadata or {})
         return
     delimiter, names = _header(path)
     named = set(pixels)
@@ -287,6 +296,20 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
             if not isinstance(frame.index, pd.RangeIndex):  # pandas makes surplus cells the index
                 raise pd.errors.ParserError(f"rows have more cells than the header ({len(frame.columns)})")
             yield frame
+
+
+def _with_index(frame: pd.DataFrame, metadata: dict[str, Any]) -> pd.DataFrame:
+    """Return a parquet table with the index of pandas as first columns, because it often holds the ids.
+
+    An index of numbers without a name is left out: it tells where a row was before.
+    """
+    stored = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
+    index = [name for name in stored if name in frame.columns]
+    unnamed = [name for name in index if name.startswith("__index_level_")]
+    left = [name for name in unnamed if pd.api.types.is_numeric_dtype(frame[name])]
+    columns = [*index, *(name for name in frame.columns if name not in index)]
+    frame = frame[[name for name in columns if name not in left]]
+    return frame.rename(columns=dict.fromkeys(unnamed, "index"))
 
 
 def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarray:
@@ -323,10 +346,7 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
             if values is not None and not problems:
                 others = frame[table.others]
                 yield (
-                    [
-                        ["" if value is None else str(value) for value in row]
-                        for row in others.itertuples(index=False)
-                    ],
+                    [[cell_text(value) for value in row] for row in others.itertuples(index=False)],
                     values,
                 )
             first += len(frame)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
@@ -93,6 +96,9 @@ def staged(root: Path) -> Staged:
 def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     """Return names for `count` rows without ids, and how they were made: the sample's ids, or numbers that
     start as its do.
+
+    Ids that are numbered (`t_0`, `t_1`, `t_10`, ...) are given in the order of their numbers, others in the
+    order of the sample.
     """
     numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
     first = min(numbers, default=0)
@@ -102,25 +108,78 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
         and numbers == set(range(first, first + len(numbers)))
     )
     if part == "test" and stage.sample and len(stage.ids) == count and not consecutive:
+        if (ordered := _by_number(stage.ids)) is not None:
+            return ordered, f"row by row the ids of {stage.sample.name}, by their numbers"
         return list(stage.ids), f"row by row the ids of {stage.sample.name}"
     first = first if consecutive else 0
     where = f", as in {stage.sample.name}" if stage.sample and consecutive else ""
     return [str(number) for number in range(first, first + count)], f"the row number, from {first}{where}"
 
 
-def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int | None:
-    """Return the position of the column that names the rows: it has the sample's id name or an id name, and
-    unique values.
+def _by_number(ids: Sequence[str]) -> list[str] | None:
+    """Return ids that differ only in a number, in its order; None for other ids, or numbers with gaps."""
+    found = [re.fullmatch(r"(\D*)(\d+)(\D*)", text, re.ASCII) for text in ids]
+    if not all(found) or len({(match[1], match[3]) for match in found}) > 1:
+        return None
+    by_number = {int(match[2]): match[0] for match in found}
+    numbers = sorted(by_number)
+    whole = len(numbers) == len(ids) and numbers == list(range(numbers[0], numbers[0] + len(ids)))
+    return [by_number[number] for number in numbers] if whole else None
+
+
+def id_column(
+    stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]], part: str = ""
+) -> int | None:
+    """Return the position of the column that names the rows; None if there is none.
+
+    Its values are unique, and it has the sample's id name, or holds ids of the sample (see `are_sample_ids`),
+    or has an id name: the first of these that a column fulfils.
     """
+    by_rank: dict[int, int] = {}
     for position, name in enumerate(columns):
         values = [row[position] for row in cells]
-        if (
-            (name == stage.id_column or plain_name(name) in ID_NAMES)
-            and len(set(values)) == len(values)
-            and all(values)
-        ):
-            return position
-    return None
+        if len(set(values)) < len(values) or not all(values):
+            continue
+        if name == stage.id_column:
+            rank = 0
+        elif are_sample_ids(stage, part, values):
+            rank = 1
+        elif plain_name(name) in ID_NAMES:
+            rank = 2
+        else:
+            continue
+        by_rank.setdefault(rank, position)
+    return by_rank[min(by_rank)] if by_rank else None
+
+
+def are_sample_ids(stage: Staged, part: str, values: Sequence[str]) -> bool:
+    """Return True if `values` are different ids of the sample submission, whatever their column is called.
+
+    Not for training rows: their numbers may be those of the sample by chance.
+    """
+    return (
+        part != "train"
+        and len(values) > 0
+        and len(set(values)) == len(values)
+        and set(values) <= set(stage.ids)
+    )
+
+
+def cell_text(value: object) -> str:
+    """Return a value of an array or a parquet table as the text of a cell.
+
+    1.0 is written 1; a missing value (None, NaN) is empty.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (np.floating, float)):
+        if math.isnan(value):
+            return ""
+        if float(value).is_integer():
+            return str(int(value))
+    return str(value)
 
 
 def check_names(names: Sequence[str], where: str) -> None:

@@ -125,22 +125,27 @@ def _stage_folder(source: Path, target: Path) -> list[str]:
 def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
     """Return sorted plain files and archives below `source`, and notes on the rest.
 
-    Links are followed, hidden names skipped.
+    Links are followed, hidden names skipped. In each folder of `source`, a link to a folder that was read
+    there already is left out, as `competition.folders.scan` does.
     """
     plain: list[Path] = []
     archives: list[Path] = []
     odd: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    again: list[str] = []
+    seen: set[tuple[str, int, int]] = set()
 
     def stop(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}")
 
+    own = os.stat(source)
     for folder, folders, names in os.walk(source, followlinks=True, onerror=stop):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was read already
+        status, shown = os.stat(folder), _shown(Path(folder), source)
+        key = (shown.split("/")[0], status.st_dev, status.st_ino)
+        if key in seen or ((status.st_dev, status.st_ino) == (own.st_dev, own.st_ino) and shown != "."):
+            again.append(shown)
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(key)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
             path = Path(folder, name)
@@ -150,7 +155,9 @@ def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
                 odd.append(_shown(path, source))
             else:
                 (archives if packed_suffix(name) else plain).append(path)
-    return plain, archives, [f"left out, not readable as a file: {listed(odd)}"] if odd else []
+    notes = [f"left out, not readable as a file: {listed(odd)}"] if odd else []
+    notes += [f"left out, links to folders that were read already: {listed(again)}"] if again else []
+    return plain, archives, notes
 
 
 def _can_link(source: Path, target: Path) -> bool:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.fetch.pixels import encoded_suffix, new_file
 from pipeline.fetch.staged_rows import ID_NAMES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.fetch.tf_examples import Features, examples
-from pipeline.wording import counted, listed
+from pipeline.wording import counted, listed, natural_key
 
 SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
 
@@ -45,7 +45,7 @@ def convert(stage: Staged) -> None:
     Raises:
         UserError: a file is cut short or damaged, or holds no image.
     """
-    files = stage.files(SUFFIXES)
+    files = sorted(stage.files(SUFFIXES), key=lambda path: natural_key(stage.shown(path)))
     if not files:
         return
     sets: dict[str, _Set] = {}
@@ -126,6 +126,8 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
             columns = [key for key in columns if all(_is_cell(example.get(key)) for example in first)]
             unnamed = sum(1 for path in paths for _ in _of(stage, path)) if not name else 0
             names, how = row_ids(stage, part, unnamed) if not name else ([], f"feature {name!r}")
+            if part == "val":  # in train/, where training rows have these numbers
+                names = [f"val_{number}" for number in names]
             written: list[str] = []
             cells: list[list[str]] = []
             for path in paths:

@@ -37,8 +37,8 @@ class AttentionMaps:
     rollout: np.ndarray | None
     gradient: np.ndarray
     reads_class_token: bool
-    predicted: int
-    probability: float
+    predicted: int  # position of the largest logit
+    logits: np.ndarray  # (outputs,) float32
 
 
 def attention_maps(
@@ -61,13 +61,13 @@ def attention_maps(
         attends = any("Attention" in type(module).__name__ for module in model.modules())
         flags = {"output_attentions": True} if attends else {}
         output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
-        probs = output.logits[0].detach().float().softmax(dim=0)
-        predicted = int(probs.argmax())
+        logits = output.logits[0].detach().float().cpu().numpy()
+        predicted = int(logits.argmax())
         rows, columns = _grid(model, pixel_values)
         layers = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
         if not _sees_everything(layers, rows * columns):
             gradient = _grad_cam(model, output, output.logits[0, predicted])
-            return AttentionMaps(None, None, None, gradient, False, predicted, float(probs[predicted]))
+            return AttentionMaps(None, None, None, gradient, False, predicted, logits)
         gradients = torch.autograd.grad(output.logits[0, predicted], layers)
     attentions = [layer[0].detach().float().cpu() for layer in layers]
     weighted = [
@@ -87,7 +87,7 @@ def attention_maps(
         gradient=over_patches(reading @ gradient_rollout(weighted)),
         reads_class_token=bool(reading[0]),
         predicted=predicted,
-        probability=float(probs[predicted]),
+        logits=logits,
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipeline.models.attention_maps import AttentionMaps
+    from pipeline.targets.target import Target
 
 # of the validation set: half are the most confident right predictions, half the most confident mistakes
 NUM_IMAGES = 6
@@ -122,15 +123,23 @@ def main(argv: list[str] | None = None) -> int:
 def validation_images(run: Path | None) -> list[Path]:
     """Return validation images of the run: the most confident right predictions and mistakes, one per class.
 
+    For numbers: those with the smallest and the largest errors.
+
     Raises:
         UserError: the run stored no validation predictions.
     """
-    rows = read_run_files(run).predictions if run else []
+    files = read_run_files(run) if run else None
+    rows = files.predictions if files else []
     if not rows:
         raise UserError(
             f"{run or 'no run folder'}: no validation images to choose from; set images with --images "
             "(IMAGES='a.jpg b.jpg')"
         )
+    if files and files.target.kind == "continuous":
+        given, predicted = (files.target.encode([row[key] for row in rows]) for key in ("label", "predicted"))
+        order = np.abs(given - predicted).mean(axis=1).argsort(kind="stable").tolist()
+        half = NUM_IMAGES // 2
+        return [Path(rows[place]["path"]) for place in (order[:half] + order[half:][-half:])]
     rows.sort(key=lambda row: -float(row["confidence"]))
     surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one image of each class
     for row in rows:
@@ -177,9 +186,8 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
 
     from pipeline.data.images import BadImage, decode
     from pipeline.models.attention_maps import attention_maps
-    from pipeline.report.figures import drawable
 
-    classifier, class_names = load(run)
+    classifier, class_names, target = load(run)
     preprocessing, results = classifier.preprocessing, []
     forward = partial(classifier.model, **classifier.extra)
     for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
@@ -189,13 +197,37 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         maps = attention_maps(classifier.model, forward, preprocessing.normalize(pixels))
-        name = class_names[maps.predicted]
-        results.append(Looked(image, maps, f"{drawable(name, maps.predicted)} {maps.probability:.0%}", name))
+        words, predicted = in_words(maps, class_names, target)
+        results.append(Looked(image, maps, words, predicted))
     return results
 
 
-def load(run: str) -> tuple[Any, Sequence[str]]:
-    """Load the classifier of a run folder or of a pretrained model, and its class names.
+def in_words(maps: AttentionMaps, class_names: Sequence[str], target: Target | None) -> tuple[str, str]:
+    """Return the prediction as text, with its probability, and the predicted class (or number) itself.
+
+    Several labels: the most probable one. `target` None: the classes of a pretrained model.
+    """
+    from pipeline.report.figures import drawable
+
+    logits = maps.logits[None].astype(np.float64)
+    if target is None or target.kind == "multiclass":
+        shares = np.exp(logits[0] - logits[0].max())
+        names, place, probability = class_names, maps.predicted, shares[maps.predicted] / shares.sum()
+    else:
+        values = target.activate(maps.logits[None])
+        if target.kind == "continuous":
+            return (text := target.decode(values)[0]), text
+        names = target.names
+        place = maps.predicted if target.kind == "multilabel" else int(target.chosen(values)[0])
+        if target.kind == "binary":
+            probability = values[0, 0] if place else 1 - values[0, 0]
+        else:
+            probability = values[0, place]
+    return f"{drawable(names[place], place)} {probability:.0%}", names[place]
+
+
+def load(run: str) -> tuple[Any, Sequence[str], Target | None]:
+    """Load the classifier of a run folder or of a pretrained model, its class names, and the run's target.
 
     Raises:
         UserError: it cannot be loaded, or the run has another task than image classification.
@@ -208,7 +240,7 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     if not read_record(Path(run)) and not model_dirs(Path(run)):
         backbone = load_pretrained(run)
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
-        return ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
+        return ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names, None
     found = load_run(Path(run))  # folds and blends are refused: they are several models
     if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
@@ -216,7 +248,7 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     names = (
         found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
     )
-    return rebuild(found, num_outputs), names
+    return rebuild(found, num_outputs), names, found.target
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:

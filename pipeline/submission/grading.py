@@ -15,10 +15,13 @@ from pipeline.tables import Table, load_table
 from pipeline.targets.readings import (
     are_flags,
     are_numbers,
+    are_shares,
+    has_fraction,
     is_false,
     is_true,
     mark_between,
     number,
+    several_guesses,
     split_parts,
 )
 from pipeline.targets.target import Target, multiclass
@@ -53,16 +56,16 @@ def score_predictions(
     """Score a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's
     Usage column.
 
-    Rows are joined by id, in any order. `form` and `target` describe the file; without them it holds labels,
-    or one probability column per class. `unseen`: labels of the solution that the target does not know;
-    `foreign`: those of the predictions.
+    Rows are joined by id, in any order. `form` and `target` describe the file. Without a form, columns, cells
+    and target tell whether it holds labels, probabilities or numbers. `unseen`: labels of the solution that
+    the target does not know; `foreign`: those of the predictions.
 
     Raises:
         UserError: the ids of both files differ or repeat, or a cell cannot be read; all problems of both
             files are listed.
     """
     predictions, solution_table = load_table(predictions_path), load_table(solution_path)
-    form = _form_of(predictions, form, id_column)
+    form = _form_of(predictions, form, id_column, target, solution_table)
     solution = read_solution(
         solution_table, predictions.column(form.id_column), form.id_column, form.value_columns
     )
@@ -88,8 +91,14 @@ def score_predictions(
     }
 
 
-def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | None) -> SubmissionForm:
-    """Return `form` if its columns are in the file; without a form, guess a simple one from the columns."""
+def _form_of(
+    predictions: Table,
+    form: SubmissionForm | None,
+    id_column: str | None,
+    target: Target | None,
+    solution: Table,
+) -> SubmissionForm:
+    """Return `form` if its columns are in the file; without a form, guess one from columns and cells."""
     if form is not None and set(form.columns) <= set(predictions.columns):
         return form
     if len(predictions.columns) < 2 or not predictions.cells:
@@ -100,15 +109,42 @@ def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | N
         raise UserError(f"{predictions.path}: its columns are {quoted(predictions.columns)}, {expected}")
     columns = predictions.columns
     id_column = id_column if id_column in columns else columns[0]
-    kind = "label" if len(columns) == 2 else "probabilities"
-    return SubmissionForm(
-        kind,
-        columns,
-        id_column,
-        tuple(predictions.column(id_column)),
-        None,
-        sums_to_one=kind == "probabilities",
-    )
+    guessed = SubmissionForm("label", columns, id_column, tuple(predictions.column(id_column)), None)
+    if target and target.kind == "continuous":
+        return replace(guessed, kind="number")
+    if len(columns) > 2:
+        return replace(guessed, kind="probabilities", sums_to_one=target is None or target.is_choice)
+    return _of_one_column(guessed, predictions, target, solution)
+
+
+def _of_one_column(
+    form: SubmissionForm, predictions: Table, target: Target | None, solution: Table
+) -> SubmissionForm:
+    """Return what the only value column of a file without a sample submission holds.
+
+    Raises:
+        UserError: numbers whose meaning is not known; as labels they would all be wrong.
+    """
+    (column,) = form.value_columns
+    cells = [cell.strip() for cell in predictions.column(column)]
+    names = (*target.names, *target.positive) if target else [text for row in solution.cells for text in row]
+    if set(cells) <= {name.strip() for name in names}:
+        return form
+    if target and target.kind == "multilabel" and not has_fraction(cells):
+        return replace(form, kind="labels", separator=mark_between(cells, names) or target.separator)
+    if target and target.kind == "binary" and are_shares(cells):
+        hard = set(cells) <= {"0", "1"}
+        return replace(form, written=("0", "1")) if hard else replace(form, kind="probability")
+    top_k, separator = several_guesses(cells, target.names) if target else (1, " ")
+    if top_k > 1:
+        return replace(form, kind="ranked", top_k=top_k, separator=separator)
+    if are_numbers(cells) and has_fraction(cells):
+        raise UserError(
+            f"{predictions.path}: column {column!r} holds numbers such as {cells[0]!r}, and without the "
+            "sample submission it is not known what they are: name the competition's folder with DATA= "
+            "(--data), and the run with MODEL= (--model)"
+        )
+    return form
 
 
 def _guessed_target(form: SubmissionForm, read: ReadBack, solution: Solution) -> Target:

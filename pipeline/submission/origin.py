@@ -98,18 +98,23 @@ def _score_of(record: RunRecord) -> dict[str, str]:
     return values
 
 
-def find_origin(predictions: Path) -> Origin | None:
-    """Return the newest record of the file's content; None without one. Unreadable lines are skipped."""
+def find_origins(predictions: Path) -> list[Origin]:
+    """Return every record of the file's content, the newest first. Unreadable lines are skipped."""
     path = predictions.parent / MADE_BY
     if not path.is_file() or not predictions.is_file():
-        return None
-    digest = sha256(predictions)
+        return []
+    digest, found = sha256(predictions), []
     for line in reversed(path.read_bytes().split(b"\n")):
         with suppress(ValueError, TypeError):
             values = json.loads(line)
             if isinstance(values, dict) and values.get("sha256") == digest:
-                return _read(values)
-    return None
+                found.append(_read(values))
+    return found
+
+
+def find_origin(predictions: Path) -> Origin | None:
+    """Return the newest record of the file's content; None without one."""
+    return next(iter(find_origins(predictions)), None)
 
 
 def _read(values: dict[str, Any]) -> Origin:

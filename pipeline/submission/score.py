@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.run_names import SCORES
 from pipeline.run_record import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
-from pipeline.submission.origin import find_origin
+from pipeline.submission.origin import Origin, find_origins
 from pipeline.wording import counted, nearest, quoted
 
 
@@ -48,6 +49,25 @@ def _form(run: RunRecord | None, data_dir: Path) -> tuple[SubmissionForm | None,
     return form if target else None, form.id_column if form else None
 
 
+def _recorded_data(origin: Origin | None) -> Path | None:
+    """Return the competition folder that the file was made for; None if it is not known or not there."""
+    folder = Path(origin.data) if origin and origin.data else None
+    return folder if folder and folder.is_dir() else None
+
+
+def _made_otherwise(origins: Sequence[Origin], model: Path) -> Origin | None:
+    """Return what inference.py recorded if `model` did not make the file, or not alone; else None.
+
+    A recorded folder that is gone may be `model` before it was moved.
+    """
+    for origin in origins:
+        if len(origin.models) == 1:
+            recorded = Path(origin.models[0])
+            if recorded.resolve() == model.resolve() or not recorded.exists():
+                return None
+    return origins[0] if origins else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Score a predictions file, print the scores, and store them beside the run that made it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.submission.score", description=main.__doc__)
@@ -75,15 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("data"),
         metavar="DIR",
-        help="the competition's folder; default: %(default)s",
+        help="the competition's folder; default: the one that inference.py recorded, else data",
     )
     options = parser.parse_args(argv)
-    origin = find_origin(options.predictions)
+    origins = find_origins(options.predictions)
+    origin = origins[0] if origins else None
     options.model = options.model or Path(origin.models[0] if origin else "finetuned_model")
     run = read_record(options.model)
-    form, id_column = _form(run, options.data)
+    form, id_column = _form(run, options.data or _recorded_data(origin) or Path("data"))
     if are_answers(options.predictions, options.solution):
         scores = score_answers(
             options.predictions,
@@ -114,6 +134,9 @@ def main(argv: list[str] | None = None) -> int:
             else "holds no finished run"
         )
         print(f"the scores are not stored: {options.model} {why}; set the run with --model")
+        return 0
+    if made := _made_otherwise(origins, options.model):
+        print(f"the scores are not stored: they are not those of {options.model}; made by {made.describe()}")
         return 0
     kept = {
         "predictions": str(options.predictions),
