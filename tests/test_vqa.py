@@ -5,6 +5,7 @@ resumed, bad images.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -415,9 +416,21 @@ def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
         assert counted == pytest.approx(really_saved(answerer.model, loss, count), rel=0.02)
 
 
-def test_a_bad_test_image_still_has_its_rows(learnt: Path, tmp_path: Path, capsys) -> None:
-    import shutil
+def test_other_questions_about_the_same_images_are_answered_anew(learnt: Path, tmp_path: Path) -> None:
+    shutil.copytree(learnt, tmp_path / "copy")
+    data, output = tmp_path / "copy/data", tmp_path / "predictions.csv"
+    flags = ["--model", str(tmp_path / "copy/run"), "--data", str(data), "--output", str(output)]
+    assert inference.main(flags) == 0
+    path = data / "v2_OpenEnded_mscoco_val2014_questions.json"
+    asked = json.loads(path.read_text())
+    for row in asked["questions"]:
+        row["question"] = "how many images are there"
+    write_json(path, asked)
+    assert inference.main(flags) == 0
+    assert set(pd.read_csv(output, dtype=str)["answer"]) == {"1"}
 
+
+def test_a_bad_test_image_still_has_its_rows(learnt: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(learnt / "data", tmp_path / "data")
     (tmp_path / "data" / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"broken")
     output = tmp_path / "predictions.csv"

@@ -41,6 +41,7 @@ class Kept:
         engine: str = TORCH,
     ) -> None:
         self.images = images_digest(rows)
+        self.questions = _questions_digest(rows)
         self.precision = precision
         self.batch_size = batch_size
         self.views = list(views)
@@ -96,6 +97,7 @@ class Kept:
         versions = environment()["versions"]
         return {
             "images": self.images,
+            **({"questions": self.questions} if self.questions else {}),
             "weights": self._weights_of(run),
             "precision": self.precision,
             "batch_size": self.batch_size,
@@ -118,3 +120,9 @@ class Kept:
         head = run.path / HEAD_FILE
         found += [("head", sha256(head))] if head.exists() else []
         return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _questions_digest(rows: Sequence[Row]) -> str:
+    """Return a digest of the questions of `rows`; "" if they have none."""
+    questions = [row.question for row in rows]
+    return hashlib.sha256(repr(questions).encode()).hexdigest() if any(questions) else ""
