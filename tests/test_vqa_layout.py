@@ -397,6 +397,14 @@ def test_tables_with_ids_and_a_sample_submission(tmp_path: Path) -> None:
     assert [row.id for row in competition.train] == ["1", "2"]
 
 
+def test_ids_of_the_sample_stand_in_a_column_of_any_name(tmp_path: Path) -> None:
+    asked = "row_id,image,question\n7,c.jpg,Is it?\n8,c.jpg,How many?\n"
+    root = table_kind(tmp_path, "image,question,answer\na.jpg,Is it?,yes\nb.jpg,Is it?,no\n", asked)
+    (root / "sample_submission.csv").write_text("row_id,answer\n8,yes\n7,yes\n")
+    rows = read_layout(root, need="test").test
+    assert [(row.id, row.question) for row in rows] == [("8", "How many?"), ("7", "Is it?")]
+
+
 def test_a_test_table_without_ids_takes_those_of_the_sample_submission(tmp_path: Path) -> None:
     root = table_kind(
         tmp_path, "image,question,answer\na,Is it?,yes\nb,Is it?,no\n", "image,question\nc,Is it?\na,Is it?\n"

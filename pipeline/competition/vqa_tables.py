@@ -66,6 +66,8 @@ def load_question_table(
     others = [name for name in table.columns if name not in (asked, answer)]
     id_name = _question_id_column(others, id_column)
     images = _image_column(table, [name for name in others if name != id_name], index, id_column)
+    if id_name is None and sample is not None:
+        id_name = _column_with_ids_of(sample, table, [name for name in others if name != images])
     ids, notes = _ids(table, id_name, sample)
     problems = repeated_ids(rows_of(ids, table.lines))
     needed = [
@@ -130,6 +132,16 @@ def _question_id_column(names: Sequence[str], image_column: str | None) -> str |
     ):
         found = [name for name in others if plain_name(name) in ("id", "ids")]
     return found[0] if found else None
+
+
+def _column_with_ids_of(sample: Table, table: Table, names: Sequence[str]) -> str | None:
+    """Return the column of `names` that holds the ids of the sample submission, whatever it is called."""
+    wanted = {cell.strip() for cell in sample.column(sample.columns[0])}
+    for name in names:
+        cells = [cell.strip() for cell in table.column(name)]
+        if wanted <= set(cells) and len(set(cells)) == len(cells):
+            return name
+    return None
 
 
 def _image_column(table: Table, names: Sequence[str], index: ImageIndex, given: str | None) -> str:
