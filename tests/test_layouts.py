@@ -1257,3 +1257,71 @@ def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
 def test_folders_that_nothing_names_are_said(tmp_path):
     touch(two_classes(tmp_path), "seg_pred/1.jpg", "seg_pred/2.jpg")
     assert "seg_pred/ (2 images) not used" in said(read_layout(tmp_path))
+
+
+# ---- classes that the sample names otherwise ----
+
+
+def numbered_flowers(root, value="rose", **tables):
+    """Labels 0, 1, 2 in train.csv; the sample holds `value`."""
+    names = [f"i{number}" for number in range(6)]
+    rows = "".join(f"{name},{int(name[1]) % 3}\n" for name in names)
+    sample = f"id,name\n8,{value}\n9,{value}\n"
+    return flat(root, names, train=f"id,label\n{rows}", sample_submission=sample, **tables)
+
+
+def flower_folders(root, value="0", **tables):
+    """Class folders lily, rose, tulip; the sample holds `value`."""
+    touch(root, *(f"train/{name}/{n}{name}.jpg" for name in ("lily", "rose", "tulip") for n in "ab"))
+    return write(
+        touch(root, "test/8.jpg", "test/9.jpg"),
+        **tables,
+        sample_submission=f"id,label\n8,{value}\n9,{value}\n",
+    )
+
+
+def test_numbers_are_called_by_the_names_that_the_sample_holds(tmp_path):
+    for number, table in enumerate(
+        ("label,name,count\n0,tulip,52\n1,rose,50\n2,lily,51\n", "name;label\nlily;2\ntulip;0\nrose;1\n")
+    ):
+        root = numbered_flowers(tmp_path / str(number), class_list=table)
+        competition = read_layout(root, asked=Asked(metric="accuracy"))
+        assert labels(competition) == {f"i{n}": ("tulip", "rose", "lily")[n % 3] for n in range(6)}
+        assert competition.target.names == ("lily", "rose", "tulip")
+        assert "class_list.csv" in said(competition)
+    (root / "class_list.csv").unlink()
+    (root / "class_list.txt").write_text("0 tulip\n1 rose\n2 lily\n")  # no header
+    assert read_layout(root, asked=Asked(metric="accuracy")).target.names == ("lily", "rose", "tulip")
+    ranked = numbered_flowers(
+        tmp_path / "ranked", "rose lily", class_list="label,name\n0,tulip\n1,rose\n2,lily\n"
+    )
+    assert read_layout(ranked, asked=Asked(metric="map_at_2")).target.names == ("lily", "rose", "tulip")
+
+
+def test_words_for_numbered_classes_are_refused_without_a_table_of_both(tmp_path):
+    message = refusal(numbered_flowers(tmp_path), asked=Asked(metric="accuracy"))
+    assert "'rose'" in message and "'0'" in message and "--target multiclass" in message
+    asked = Asked(metric="accuracy", kind="multiclass")
+    assert read_layout(tmp_path, asked=asked).target.names == ("0", "1", "2")
+    write(tmp_path, a="label,name\n0,tulip\n1,rose\n2,lily\n", b="label,name\n0,lily\n1,rose\n2,tulip\n")
+    assert "'rose'" in refusal(tmp_path, asked=Asked(metric="accuracy"))  # they disagree
+
+
+def test_names_of_folders_become_the_numbers_that_the_sample_holds(tmp_path):
+    root = flower_folders(tmp_path, classes="class_id,class_name\n2,lily\n1,rose\n0,tulip\n")
+    competition = read_layout(root, asked=Asked(metric="accuracy"))
+    assert {row.path.parent.name: row.label for row in competition.train} == {
+        "lily": "2",
+        "rose": "1",
+        "tulip": "0",
+    }
+    assert competition.target.names == ("0", "1", "2")
+    again = read_layout(root, need="test", known=(competition.target, "accuracy"))
+    assert again.target.names == ("0", "1", "2")
+    named = read_layout(root, asked=Asked(metric="accuracy", kind="multiclass"))
+    assert named.target.names == ("lily", "rose", "tulip")  # as the message for numbers says
+
+
+def test_a_count_of_images_is_no_class_number(tmp_path):
+    root = flower_folders(tmp_path, "7", classes="class_name,images\nlily,7\nrose,9\ntulip,8\n")
+    assert "--positive-class" in refusal(root)

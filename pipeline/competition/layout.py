@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.competition import corrections, groups
+from pipeline.competition.class_tables import translated
 from pipeline.competition.facts import own_files, read_facts
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
@@ -107,8 +108,7 @@ def read_layout(
     labelled, trouble = _labelled(
         folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
     )
-    if known and labelled.evidence:
-        labelled.evidence, _ = spelled_as(labelled.evidence, (*known[0].names, *known[0].positive))
+    _call_labels(labelled, wanted, sources, sample, asked, known)
     names = _label_names(labelled.evidence, known)
     test = find_test_images(
         folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images
@@ -221,6 +221,29 @@ def _labelled(
         if need != "test":
             raise
         return Labelled(), _short(error)
+
+
+def _call_labels(
+    labelled: Labelled,
+    wanted: Wanted,
+    sources: Sources,
+    sample: Source | None,
+    asked: Asked,
+    known: tuple[Target, str | None] | None,
+) -> None:
+    """Call the labels as the known target does, else as the sample submission does."""
+    if not labelled.evidence:
+        return
+    names = wanted.columns if len(wanted.columns) > 1 else tuple(wanted.values)
+    if known:
+        names = (*known[0].names, *known[0].positive)
+        labelled.evidence, _ = spelled_as(labelled.evidence, names)
+    own = labelled.found.source if labelled.found else None
+    tables = [source for source in sources.found if source not in (sample, own)]
+    labelled.evidence, note = translated(
+        labelled.evidence, names, tables, numbers=bool(known) or asked.kind is None
+    )
+    labelled.notes += filter(None, (note,))
 
 
 def _decided(

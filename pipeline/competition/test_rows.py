@@ -149,6 +149,13 @@ def check_classes(
     if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in one cell
         return []
     right = sum(count for value, count in values.items() if value in known)
+    if are_numbers(target.names) and not are_numbers(unknown) and asked.kind != target.kind:
+        raise UserError(
+            f"{path}: column {sample.columns[0]!r} holds {quoted(unknown)}, but the classes of the training "
+            f"data are numbers ({quoted(target.names[:3])}), and no table says which is which: add one with "
+            "a row for each class, such as classes.csv with the columns number,name; if the file shall hold "
+            f"the numbers: --target {target.kind}"
+        )
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
     if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != target.kind:
         raise UserError(
