@@ -1325,3 +1325,58 @@ def test_names_of_folders_become_the_numbers_that_the_sample_holds(tmp_path):
 def test_a_count_of_images_is_no_class_number(tmp_path):
     root = flower_folders(tmp_path, "7", classes="class_name,images\nlily,7\nrose,9\ntulip,8\n")
     assert "--positive-class" in refusal(root)
+
+
+# ---- ids that are paths ----
+
+
+@pytest.mark.parametrize("before", ["/kaggle/input/x/", "../input/x/", "./", "C:\\data\\", ""])
+def test_paths_of_another_machine_lead_to_the_images_here(tmp_path, before):
+    mark = "\\" if "\\" in before or not before else "/"
+    parts = [("train", f"s{n % 2}", f"{n // 2}.jpg") for n in range(4)]
+    tests = [("test", "s0", "0.jpg"), ("test", "s1", "0.jpg")]
+    touch(tmp_path, *("/".join(path) for path in (*parts, *tests)))
+    rows = "".join(f"{before}{mark.join(path)},{'ab'[n // 2]}\n" for n, path in enumerate(parts))
+    ids = [before + mark.join(path) for path in tests]
+    sample = "path,label\n" + "".join(f"{text},a\n" for text in ids)
+    competition = read_layout(write(tmp_path, train=f"path,label\n{rows}", sample_submission=sample))
+    found = {row.path.relative_to(tmp_path).as_posix(): row.label for row in competition.train}
+    assert found == {"/".join(path): "ab"[n // 2] for n, path in enumerate(parts)}
+    assert [row.path.relative_to(tmp_path).as_posix() for row in competition.test] == [
+        "/".join(path) for path in tests
+    ]
+    assert competition.form.row_ids == tuple(ids)
+
+
+def test_a_path_with_another_last_folder_names_no_image_here(tmp_path):
+    flat(tmp_path, train="path,label\n/x/other/1.jpg,a\n/x/other/2.jpg,b\n")
+    assert "no image for any of the 2 ids" in refusal(tmp_path)
+
+
+def two_stages(root):
+    """Two stages of a competition: ids of the second are file names of the first, and paths."""
+    root = touch(two_classes(root), "test_stg1/img_1.jpg", "test_stg1/img_2.jpg", "test_stg2/image_1.jpg")
+    for name in ("8", "9"):
+        (root / f"test/{name}.jpg").unlink()
+    rows = "image,cat,dog\nimg_1.jpg,0.5,0.5\nimg_2.jpg,0.5,0.5\n"
+    more = rows + "test_stg2/image_1.jpg,0.5,0.5\n"
+    return write(root, sample_submission_stg1=rows, sample_submission_stg2=more)
+
+
+def test_the_sample_of_a_second_stage_is_not_passed_over(tmp_path):
+    message = refusal(two_stages(tmp_path))
+    assert "sample_submission_stg1.csv" in message and "sample_submission_stg2.csv" in message
+    (tmp_path / "sample_submission_stg1.csv").rename(tmp_path / ".sample_submission_stg1.csv")
+    competition = read_layout(tmp_path)
+    assert {row.id: row.path.name for row in competition.test} == {
+        "img_1.jpg": "img_1.jpg",
+        "img_2.jpg": "img_2.jpg",
+        "test_stg2/image_1.jpg": "image_1.jpg",
+    }
+
+
+def test_a_file_name_in_two_folders_is_refused_beside_paths(tmp_path):
+    root = two_stages(touch(tmp_path, "test_stg2/img_1.jpg"))
+    (root / "sample_submission_stg1.csv").unlink()
+    message = refusal(root)
+    assert "1 id found in test_stg1/ and test_stg2/" in message

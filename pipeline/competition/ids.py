@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
 from pipeline.competition.parts import BESIDE, words_of
@@ -77,6 +78,7 @@ STYLES = (
     Style("paths in the data folder without extension", without_suffix),
     Style("file names with another extension", _stem, without_suffix),
 )
+ENDS = Style("file names or ends of paths", str)  # of several keys an image
 # one id, several images
 FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)
 NUMBERS = Style(
@@ -151,6 +153,7 @@ class ImageIndex:
     def __init__(self, folder: DataFolder, images: Iterable[str]):
         self.root, self.images, self.part_of = folder.root, list(images), folder.parts.of
         self._keys: dict[str, dict[str, list[str]]] = {}
+        self._has_backslash = any("\\" in image for image in self.images)
 
     def match(self, ids: Sequence[str]) -> Match:
         """Match `ids` in the style that finds the most unique images; the earlier style wins a tie."""
@@ -159,8 +162,7 @@ class ImageIndex:
         loose = self._keys_of(LOOSE)
         if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
             return best
-        depth = ids[0].count("/")
-        for style in (*STYLES, *_tails(depth)) if depth else STYLES:
+        for style in (*STYLES, *_styles_of_paths([self._as_path(image_id) for image_id in ids])):
             match = self._read(ids, style)
             rank = (match.num_unique, match.num_found)
             if rank > best_rank:
@@ -201,15 +203,20 @@ class ImageIndex:
         keys = self._keys.get(style.says) or self._keys_of(style)
         found = []
         for image_id in ids:
-            key = composed(style.of_id(image_id))
+            key = composed(style.of_id(self._as_path(image_id)))
             found.append(tuple(keys.get(key) or keys.get(key.strip()) or ()))
         return Match(style, tuple(found))
+
+    def _as_path(self, image_id: str) -> str:
+        """Return the id with `/` for the backslashes of Windows paths."""
+        return image_id if self._has_backslash else image_id.replace("\\", "/")
 
     def _keys_of(self, style: Style) -> dict[str, list[str]]:
         if style.says not in self._keys:
             keys: dict[str, list[str]] = {}
             for image in self.images:
-                keys.setdefault(composed(style.of_image(image)), []).append(image)
+                for key in _ends_of(image) if style is ENDS else [style.of_image(image)]:
+                    keys.setdefault(composed(key), []).append(image)
             self._keys[style.says] = keys
         return self._keys[style.says]
 
@@ -270,14 +277,44 @@ def _adds_a_word(name: str, longer: str) -> bool:
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
-def _tails(depth: int) -> tuple[Style, Style]:
-    """Return styles for paths without their first folders: `images/1.jpg` for `imgs/train/images/1.jpg`."""
+def _styles_of_paths(ids: Sequence[str]) -> list[Style]:
+    """Return more styles for ids with folders: they are the ends of the paths of images.
+
+    Folders that begin all ids may be those of another machine (`/kaggle/input/x/train/1.jpg`), absent here;
+    the last folder of an id must be there.
+    """
+    steps = [image_id.split("/")[:-1] for image_id in ids]
+    depths = {len(folders) for folders in steps}
+    if depths == {0}:
+        return []
+    styles = list(_tails(len(steps[0]))) if len(depths) == 1 else [ENDS]
+    shared = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*steps, strict=False))]
+    for count in range(1, min(len(shared), len(steps[0]) - 1) + 1) if len(depths) == 1 else ():
+        styles += _tails(len(steps[0]) - count, f"{'/'.join(shared[:count])}/")
+    return styles
+
+
+def _tails(depth: int, absent: str = "") -> tuple[Style, Style]:
+    """Return styles for paths without their first folders: `images/1.jpg` for `imgs/train/images/1.jpg`.
+
+    `absent`: what ids have before that.
+    """
 
     def tail(image: str) -> str:
         return "/".join(image.split("/")[-depth - 1 :])
 
-    says = f"ends of paths, {depth + 1} parts"
-    return Style(says, tail), Style(f"{says}, without extension", lambda image: without_suffix(tail(image)))
+    says = f"ends of paths, {depth + 1} parts" + (f", after {absent}" if absent else "")
+    return Style(says, tail, lambda text: text.removeprefix(absent)), Style(
+        f"{says}, without extension",
+        lambda image: without_suffix(tail(image)),
+        lambda text: text.removeprefix(absent),
+    )
+
+
+def _ends_of(image: str) -> list[str]:
+    """Return all ends of a path: `1.jpg`, `train/1.jpg`."""
+    steps = image.split("/")
+    return ["/".join(steps[place:]) for place in range(len(steps))]
 
 
 def _folders_of(image: str) -> list[str]:
