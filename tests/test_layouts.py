@@ -1380,3 +1380,25 @@ def test_a_file_name_in_two_folders_is_refused_beside_paths(tmp_path):
     (root / "sample_submission_stg1.csv").unlink()
     message = refusal(root)
     assert "1 id found in test_stg1/ and test_stg2/" in message
+
+
+# ---- a table of the test images in place of a sample submission ----
+
+
+@pytest.mark.parametrize("folder", ["test", "images"])
+def test_without_a_sample_the_table_of_test_images_gives_ids_and_order(tmp_path, folder):
+    touch(tmp_path, *(f"images/{n}.jpg" for n in "1234"), f"{folder}/9.jpg", f"{folder}/8.jpg")
+    tables = {"train": "file,kind\n1.jpg,a\n2.jpg,b\n3.jpg,a\n4.jpg,b\n"}
+    tables |= {"test": f"number,id\n0,{folder}/9.jpg\n1,{folder}/8.jpg\n"}
+    form = read_layout(write(tmp_path, **tables)).form
+    assert form.columns == ("id", "kind") and form.row_ids == (f"{folder}/9.jpg", f"{folder}/8.jpg")
+    write(tmp_path, test_more="id\n8\n9\n")  # two tables with other ids: which is meant is not known
+    if folder == "test":
+        assert read_layout(tmp_path).form.row_ids == ("8", "9")
+    else:
+        assert "no test images" in refusal(tmp_path)
+
+
+def test_a_table_with_several_rows_an_image_gives_no_ids(tmp_path):
+    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", test="image,part\n9,x\n9,y\n8,x\n")
+    assert read_layout(tmp_path).form.row_ids == ("8", "9")

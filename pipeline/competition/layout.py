@@ -111,7 +111,14 @@ def read_layout(
     _call_labels(labelled, wanted, sources, sample, asked, known)
     names = _label_names(labelled.evidence, known)
     test = find_test_images(
-        folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images
+        folder,
+        sources,
+        sample,
+        test_index,
+        labelled.taken,
+        names,
+        required=need != "train" and test_images,
+        label_column=labelled.evidence.column if labelled.evidence else "",
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)

@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, natural_key
-from pipeline.competition.ids import ImageIndex, file_name, short_ids
+from pipeline.competition.id_columns import find_ids
+from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import other_spelling
@@ -39,6 +40,7 @@ class TestImages:
     resolved: Resolved | None = None
     source: str = ""
     notes: list[str] = field(default_factory=list)
+    columns: tuple[str, str] = ("id", "label")  # of the file, without a sample submission
 
     @property
     def num_images(self) -> int:
@@ -58,10 +60,12 @@ def find_test_images(
     taken: Collection[str],
     label_names: Sequence[str] | None,
     required: bool,
+    label_column: str = "",
 ) -> TestImages:
     """Find the images to predict. `index`: finds images in test folders. `taken`: the labelled images.
 
-    `label_names`: all labels (None: unknown). `required`: raise if there are no test images.
+    `label_names`: all labels (None: unknown). `required`: raise if there are no test images. `label_column`:
+    the name of the labels' column.
 
     Raises:
         UserError: an id has no image or several, several folders may hold the test images, or there are none
@@ -69,6 +73,8 @@ def find_test_images(
     """
     if sample:
         return _from_sample(folder, sources, sample, index, taken, label_names, required)
+    if listed_there := _from_test_table(folder, sources, index, taken, label_column or "label"):
+        return listed_there
     dirs = folder.parts.named("test")
     if len(dirs) > 1:
         raise UserError(
@@ -100,7 +106,7 @@ def form_of(test: TestImages, target: Target | None, metric: str | None) -> Subm
         return recognise(
             test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels
         )
-    return made_up(target, metric or "accuracy", tuple(test.ids)) if test.ids else None
+    return made_up(target, metric or "accuracy", tuple(test.ids), test.columns) if test.ids else None
 
 
 def sample_evidence(test: TestImages) -> SampleEvidence | None:
@@ -253,6 +259,37 @@ def _from_sample(
     notes += table.notes
     source = f"ids and order from {sample.name} ({resolved.id_column} -> {what})"
     return TestImages(ids, resolved.images, sample, resolved, source, notes)
+
+
+def _from_test_table(
+    folder: DataFolder, sources: Sources, index: ImageIndex, taken: Collection[str], label_column: str
+) -> TestImages | None:
+    """Find the images to predict in the only table about the test set whose rows are images (`test.csv`).
+
+    Its ids, their order and the name of their column are taken. None without such a table, or if several
+    differ.
+    """
+    shared = ImageIndex(folder, [image for image in folder.of_part("train", "val", "") if image not in taken])
+    found: dict[tuple[str, ...], TestImages] = {}
+    for source in sources.of_role("test"):
+        table = source.table
+        for images in (index, shared):
+            if source.is_json or not table.cells or not images.images:
+                continue
+            try:
+                name, match = find_ids(table, images)
+            except UserError:
+                continue
+            match, _ = settled(match, images.part_of)
+            if match.num_unique < len(table.cells):
+                continue
+            ids = [cell.strip() for cell in table.column(name)]
+            columns = (name, label_column if label_column != name else "label")
+            says = f"ids and order from {source.name}, no sample submission: columns {','.join(columns)}"
+            notes = [f"ids are {match.style.says}"]
+            found[tuple(ids)] = TestImages(ids, match.images, source=says, notes=notes, columns=columns)
+            break
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None:

@@ -100,9 +100,11 @@ def recognise(
     )
 
 
-def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form without a sample submission: `id` and `label`, or one column per probability or
-    number.
+def made_up(
+    target: Target, metric: str, ids: Sequence[str], columns: tuple[str, str] = ("id", "label")
+) -> SubmissionForm:
+    """Return the form without a sample submission: two `columns`, or one per probability or number after the
+    first.
 
     Raises:
         UserError: several guesses do not fit into one cell, because a name contains the mark between them.
@@ -127,14 +129,14 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
     values = (
         target.output_names
         if kind == "probabilities" or (kind == "number" and target.num_outputs > 1)
-        else ("label",)
+        else columns[1:]
     )
     k = _k_of(metric) or RANKED_DEFAULT
     sums = kind == "probabilities" and target.is_choice and sums_matter(metric)
     return SubmissionForm(
         kind,
-        ("id", *values),
-        "id",
+        (columns[0], *values),
+        columns[0],
         tuple(ids),
         None,
         separator=_mark_of_guesses(target) if kind == "ranked" else target.separator,
