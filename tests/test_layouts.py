@@ -1402,3 +1402,28 @@ def test_without_a_sample_the_table_of_test_images_gives_ids_and_order(tmp_path,
 def test_a_table_with_several_rows_an_image_gives_no_ids(tmp_path):
     flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", test="image,part\n9,x\n9,y\n8,x\n")
     assert read_layout(tmp_path).form.row_ids == ("8", "9")
+
+
+# ---- JSON that calls an image as its annotations do ----
+
+
+def named_by_annotations(root, sample):
+    touch(root, *(f"train/{n}.jpg" for n in range(6)), "test/8.jpg", "test/9.jpg")
+    images = [{"image_id": f"0{n}__{n}", "file_name": f"{n}.jpg"} for n in range(6)]
+    marks = [{"category_id": 7 + n % 2, "genus_id": 1, "image_id": f"0{n}__{n}"} for n in range(6)]
+    kinds = [{"category_id": 7 + n, "scientificName": f"Abies {'ab'[n]}", "family": "P"} for n in range(2)]
+    (root / "train_metadata.json").write_text(
+        json.dumps({"images": images, "annotations": marks, "categories": kinds})
+    )
+    tests = [{"image_id": str(n), "file_name": f"{9 - n}.jpg"} for n in range(2)]
+    (root / "test_metadata.json").write_text(json.dumps(tests))
+    return write(root, sample_submission=f"Id,Predicted\n0,{sample}\n1,{sample}\n")
+
+
+@pytest.mark.parametrize(("sample", "names"), [("7", ("7", "8")), ("Abies a", ("Abies a", "Abies b"))])
+def test_json_without_id_is_read_by_image_id_and_category_id(tmp_path, sample, names):
+    competition = read_layout(named_by_annotations(tmp_path, sample), asked=Asked(metric="macro_f1"))
+    assert {row.path.name: row.label for row in competition.train} == {
+        f"{n}.jpg": names[n % 2] for n in range(6)
+    }
+    assert [(row.id, row.path.name) for row in competition.test] == [("0", "9.jpg"), ("1", "8.jpg")]

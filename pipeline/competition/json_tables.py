@@ -20,7 +20,8 @@ MAX_BYTES = 4 << 30
 def load_json_table(path: Path) -> Table | None:
     """Read the table in a JSON file; None if it holds no table.
 
-    COCO: one row per image with its fields and, where annotated, `category_id` and `category` (the name).
+    COCO: one row per image with its fields and, where annotated, `category_id` and `category` (the name). An
+    image or category may be called as in the annotations (`image_id`, `category_id`) in place of `id`.
     Several labels of an image are joined with `SEVERAL` in one cell.
 
     Raises:
@@ -48,15 +49,26 @@ def _are_rows(value: Any) -> bool:
 
 
 def _coco(path: Path, content: Mapping[str, Any]) -> Table:
-    names = {_text(entry.get("id")): _text(entry.get("name")) for entry in _dicts(content.get("categories"))}
+    names = {_key(entry, CATEGORY_ID): _name(entry) for entry in _dicts(content.get("categories"))}
     marks: dict[str, dict[str, None]] = {}
     for entry in _dicts(content.get("annotations")):
         if "category_id" in entry and "image_id" in entry:
             marks.setdefault(_text(entry["image_id"]), {})[_text(entry["category_id"])] = None
     rows = content["images"]
     if marks:
-        rows = [row | _labels(marks.get(_text(row.get("id")), {}), names) for row in rows]
+        rows = [row | _labels(marks.get(_key(row, "image_id"), {}), names) for row in rows]
     return _table(path, rows)
+
+
+def _key(entry: Mapping[str, Any], name: str) -> str:
+    """Return the number of an image or category; some files call it as the annotations do."""
+    return _text(entry.get(name) if entry.get("id") is None else entry["id"])
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """Return the name of a category: `name`, else its only text that is called a name (`scientificName`)."""
+    called = [key for key, value in entry.items() if isinstance(value, str) and key.lower().endswith("name")]
+    return _text(entry.get("name") or (entry[called[0]] if len(called) == 1 else _key(entry, CATEGORY_ID)))
 
 
 def _labels(found: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
