@@ -1427,3 +1427,27 @@ def test_json_without_id_is_read_by_image_id_and_category_id(tmp_path, sample, n
         f"{n}.jpg": names[n % 2] for n in range(6)
     }
     assert [(row.id, row.path.name) for row in competition.test] == [("0", "9.jpg"), ("1", "8.jpg")]
+
+
+# ---- folders that are no classes, beside a table whose ids lead nowhere ----
+
+
+def cameras(root, labels=("cat", "dog"), column="species"):
+    touch(root, *(f"train/cam{n % 2}/IMG_{n}.jpg" for n in range(4)), "test/8.jpg", "test/9.jpg")
+    rows = "".join(f"cam{n % 2}-{n},{labels[n // 2]}\n" for n in range(4))
+    sample = f"obs,species\n8,{labels[0]}\n9,{labels[0]}\n"
+    return write(root, train=f"obs,{column}\n{rows}", sample_submission=sample)
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("4", "7")])
+def test_folders_are_no_classes_where_a_table_holds_other_labels_that_are_asked_for(tmp_path, labels):
+    message = refusal(cameras(tmp_path, labels), asked=Asked(metric="accuracy"))
+    assert all(part in message for part in ("train.csv", "'species'", "'cam0-0'", "train/cam0/IMG_0.jpg"))
+    (tmp_path / "train.csv").rename(tmp_path / ".train.csv")  # as the message says
+    if labels[0] == "cat":
+        assert read_layout(tmp_path, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")
+
+
+def test_folders_with_the_names_that_the_table_holds_are_classes(tmp_path):
+    root = cameras(tmp_path, ("cam0", "cam1"))
+    assert read_layout(root, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")

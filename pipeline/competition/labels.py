@@ -12,7 +12,7 @@ from pipeline.competition.class_folders import (
     from_folders,
     from_names,
 )
-from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command
+from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
 from pipeline.competition.ids import LINKED, ImageIndex
 from pipeline.competition.label_candidates import (
     Candidate,
@@ -87,6 +87,7 @@ def read_labelled(
         labelled = _from_table(best, index, wanted, classes, label_column, skip_bad)
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
+        _refuse_unlinked_labels(classes, looked_up, index, wanted)
         labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
         labelled, best = from_names(folder, in_names), None
@@ -131,6 +132,27 @@ def _refuse_weaker_folders(
                 f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
             )
             raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
+
+
+def _refuse_unlinked_labels(
+    classes: ClassFolders, looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
+) -> None:
+    """Raise if a training table has the column that the sample asks for, with other labels than the folders'
+    names, and only its ids lead to no image: the folders are then cameras or sites, not classes.
+    """
+    for found in (entry.found for entry in looked_up if entry.found.source.role == "train"):
+        asked = [name for name in wanted.columns[:1] if len(wanted.columns) == 1]
+        same = [name for name in found.table.columns if plain_name(name) in map(plain_name, asked)]
+        labels = {cell.strip() for name in same for cell in found.table.column(name)}
+        if labels and not found.match.num_found and not labels & set(classes.groups):
+            table, ids = found.table, found.table.column(found.id_column)
+            raise UserError(
+                f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
+                f"{quoted(sorted(labels)[:3])}, but no id leads to an image: ids look like {quoted(ids[:3])} "
+                f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
+                f"{quoted(index.images[:3])}. The folders in {classes.where} have other names "
+                f"({quoted(list(classes.groups)[:3])}); if they are the classes: {mv_command(table.path)}"
+            )
 
 
 def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
