@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 from pipeline.errors import UserError, raise_all
@@ -187,7 +188,7 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path} is UTF-16: save it as UTF-8, for example with: iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{path} is UTF-16: save it as UTF-8{_recode(path, 'UTF-16')}")
     problems = []
     if b"\x00" in data:
         rows = [data.count(b"\n", 0, found.start()) + 1 for found in re.finditer(b"\x00", data)]
@@ -204,10 +205,17 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
         line = bad[0][1].rstrip("\r").encode("utf-8", errors="surrogateescape").decode("latin-1")
         rows = numbered([number for number, _ in bad])
         problems.append(
-            f"not UTF-8 in {rows} ({line!r} if it is Latin-1): save it as UTF-8, for example with: iconv -f "
-            "LATIN1 -t UTF-8"
+            f"not UTF-8 in {rows} ({line!r} if it is Latin-1): save it as UTF-8{_recode(path, 'LATIN1')}"
         )
         return text, problems
+
+
+def _recode(path: Path, encoding: str) -> str:
+    """Return the advice with the command that writes a file again as UTF-8."""
+    if path.suffix.lower() in (".gz", ".zip"):
+        return f" (unpack it, then iconv -f {encoding} -t UTF-8)"
+    old, new = quote(str(path)), quote(f"{path}.new")
+    return f", for example with: iconv -f {encoding} -t UTF-8 {old} > {new} && mv {new} {old}"
 
 
 def _parsed(text: str) -> tuple[str, list[list[str]], list[int], str | None]:

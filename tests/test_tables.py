@@ -1,3 +1,6 @@
+import gzip
+import subprocess
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,7 +113,6 @@ def test_an_unnamed_column_that_does_not_number_the_rows_is_refused(tmp_path):
 
 
 def test_packed_tables_are_read_directly(tmp_path):
-    import gzip
     import zipfile
 
     text = b"id,label\n1,a\n"
@@ -129,8 +131,24 @@ def test_packed_tables_are_read_directly(tmp_path):
         load_table(tmp_path / "t.csv.gz")
 
 
-def test_utf16(tmp_path):
-    assert "is UTF-16" in refusal(tmp_path, "id,label\n1,a\n".encode("utf-16"))
+@pytest.mark.parametrize(("encoding", "said"), [("utf-16", "is UTF-16"), ("latin-1", "not UTF-8 in row 2")])
+def test_the_command_for_another_encoding_works_when_pasted(tmp_path, encoding, said):
+    path = tmp_path / "my table's.csv"
+    path.write_bytes("id,label\n1,\u00e9\n".encode(encoding))
+    with pytest.raises(UserError) as caught:
+        load_table(path)
+    assert said in str(caught.value)
+    command = str(caught.value).partition("with: ")[2]
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    assert load_table(path).cells == (("1", "\u00e9"),)
+
+
+def test_a_packed_table_in_another_encoding_has_no_command_that_would_spoil_it(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress("id,label\n1,a\n".encode("utf-16")))
+    with pytest.raises(UserError, match=r"is UTF-16.*unpack it") as caught:
+        load_table(path)
+    assert "mv " not in str(caught.value)
 
 
 def test_an_open_quote_names_the_row_where_it_begins(tmp_path):
