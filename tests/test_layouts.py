@@ -1451,3 +1451,35 @@ def test_folders_are_no_classes_where_a_table_holds_other_labels_that_are_asked_
 def test_folders_with_the_names_that_the_table_holds_are_classes(tmp_path):
     root = cameras(tmp_path, ("cam0", "cam1"))
     assert read_layout(root, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")
+
+
+# ---- the column that holds what the sample submission shows ----
+
+
+@pytest.mark.parametrize("mark", ["|", ",", " "])
+def test_the_column_of_label_lists_is_found_by_the_columns_of_the_sample(tmp_path, mark):
+    cells = ("Mass", f"Mass{mark}Hernia", "Nothing", f"Hernia{mark}Mass")
+    rows = "".join(f'{n + 1},"{cell}",p{n % 2},{40 + n}\n' for n, cell in enumerate(cells))
+    table = f"Image,Findings,Patient,Age\n{rows}"
+    root = flat(tmp_path, train=table, sample_submission="Image,Hernia,Mass\n8,0.5,0.5\n9,0.5,0.5\n")
+    competition = read_layout(root, asked=Asked(metric="roc_auc"))
+    assert competition.target.kind == "multilabel" and set(competition.target.names) >= {"Hernia", "Mass"}
+    assert competition.form.columns == ("Image", "Hernia", "Mass")
+    assert "Findings" in said(competition)
+
+
+def test_two_columns_of_label_lists_are_not_chosen_between(tmp_path):
+    rows = "".join(f"{n},a|b,b|a\n" for n in range(1, 4)) + "4,a,b\n"
+    flat(tmp_path, train=f"Image,One,Two\n{rows}", sample_submission="Image,a,b\n8,0.5,0.5\n9,0.5,0.5\n")
+    message = refusal(tmp_path)
+    assert "'One'" in message and "'Two'" in message and "data.label_column" in message
+
+
+def test_of_several_label_columns_the_one_with_the_samples_names_is_taken(tmp_path):
+    rows = "".join(f"{n},{n % 2},{('cat', 'dog')[n % 2]},{('CAT', 'DOG')[n % 2]}\n" for n in range(1, 5))
+    table = f"id,label,class_name,class\n{rows}"
+    competition = read_layout(flat(tmp_path, train=table, sample_submission="id,what\n8,dog\n9,dog\n"))
+    assert competition.target.names == ("cat", "dog")
+    write(tmp_path, sample_submission="id,what\n8,0\n9,0\n")  # a placeholder shows nothing
+    message = refusal(tmp_path)
+    assert "'label'" in message and "'class_name'" in message

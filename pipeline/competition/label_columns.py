@@ -12,6 +12,7 @@ from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
 from pipeline.errors import UserError
 from pipeline.tables import Table
+from pipeline.targets.readings import SEPARATORS, split_parts
 from pipeline.wording import counted, quoted
 
 
@@ -173,6 +174,8 @@ def choose_labels(
         if len(held) == 1 and not wanted.numbers:  # texts are no chance
             return Choice((held[0],), LIKELY)
         return Choice((), 0, (named[0], *held))
+    if len(named) > 1 and len(held := _holding(table, named, wanted)) == 1:
+        return Choice((held[0],), LIKELY)
     if not named:
         binary = [name for name in others if _is_zero_one(table, name)]
         rest = [
@@ -217,7 +220,7 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
             for name in maybe
             if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names
         ]
-        return held[:1]
+        return held[:1] or _holding_sets(table, others, names)
     if about := next((names for names in wanted.row_labels if names <= set(others)), None):
         return [name for name in others if name in about]
     if not wanted.columns:
@@ -248,6 +251,22 @@ def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
         return whole
     parts = {part for value in telling for part in value.split()}
     return [name for name in cells if len(parts & cells[name]) * 2 >= len(parts)]
+
+
+def _holding_sets(table: Table, others: Sequence[str], names: set[str]) -> list[str]:
+    """Return the column whose cells hold several labels each and every one of `names`; empty if several
+    do.
+    """
+    found = []
+    for name in others:
+        cells = {cell.strip() for cell in table.column(name)}
+        for mark in SEPARATORS:
+            parts = [split_parts(cell, mark) for cell in cells if mark in cell]
+            known = {part for several in parts for part in several} | cells
+            if parts and names <= known:
+                found.append(name)
+                break
+    return found if len(found) == 1 else []
 
 
 def _held_elsewhere(table: Table, name: str, others: Sequence[str], wanted: Wanted) -> list[str]:
