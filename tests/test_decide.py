@@ -297,3 +297,15 @@ def test_columns_that_cannot_be_read(cells, more, shown) -> None:
     with pytest.raises(UserError) as caught:
         read_columns(cells, **more)
     assert shown in str(caught.value)
+
+
+def test_a_column_of_zeros_and_ones_beside_numbers_is_another_question() -> None:
+    cells = ["0 610.5 3", "1 620 4", "1 630.5 3", "0 640 7"] * 3
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, "0.5")
+    message = str(caught.value)
+    assert "a holds only 0 and 1" in message and "--metric rmse" in message
+    assert "--set data.label_column=NAME" in message
+    assert read_columns(cells, "0.5", metric="rmse").target.kind == "continuous"  # as the message says
+    constant = [f"0{row[1:]}" for row in cells]  # the number 0 in every row tells no class
+    assert read_columns(constant, "0.5").target.kind == "continuous"

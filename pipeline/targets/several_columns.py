@@ -21,6 +21,8 @@ from pipeline.targets.readings import (
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
 
+TELLING_ROWS = 10  # in fewer rows a number may be 0 or 1 by chance
+
 
 def of_columns(case: Case) -> Read:
     """Read labels in several columns: zeros and ones, or numbers.
@@ -86,6 +88,20 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
             f"a probability of each label is scored: write 0 or 1 in the table in place of {other} (not "
             "known: as the competition's page says), then --metric roc_auc or log_loss",
             "numbers are scored by their distance: --metric rmse (or mae, r2)",
+        )
+    flags = [
+        name
+        for name, column in zip(labels.columns, zip(*labels.cells, strict=True), strict=True)
+        if are_flags(column) and len(set(column)) > 1
+    ]
+    if open_question and flags and len(labels.cells) >= TELLING_ROWS:
+        rest = [name for name in labels.columns if name not in flags]
+        raise case.ambiguous(
+            f"{listed(flags)} {'holds' if len(flags) == 1 else 'hold'} only 0 and 1, beside numbers in "
+            f"{listed(rest)}: a class and a number are different questions",
+            "all are numbers, scored by their distance: --metric rmse (or mae, r2)",
+            "one is a class or a probability: train one column at a time: --set data.label_column=NAME and a "
+            "sample submission with only that column",
         )
     if open_question and whole and not has_fraction(sample_cells):
         raise case.ambiguous(
