@@ -1483,3 +1483,19 @@ def test_of_several_label_columns_the_one_with_the_samples_names_is_taken(tmp_pa
     write(tmp_path, sample_submission="id,what\n8,0\n9,0\n")  # a placeholder shows nothing
     message = refusal(tmp_path)
     assert "'label'" in message and "'class_name'" in message
+
+
+def test_ids_of_a_folder_without_a_role_are_found_beside_the_test_folder(tmp_path):
+    sample = "id,label\n8,a\nh1,a\n9,a\nh2,a\n"
+    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission=sample)
+    assert "'h1' in row 3" in refusal(tmp_path)
+    touch(tmp_path, "leaderboard_holdout/h1.jpg", "leaderboard_holdout/h2.jpg", "more/z.jpg")
+    competition = read_layout(tmp_path)
+    assert [(row.id, row.path.parent.name) for row in competition.test] == [
+        ("8", "test"),
+        ("h1", "leaderboard_holdout"),
+        ("9", "test"),
+        ("h2", "leaderboard_holdout"),
+    ]
+    touch(tmp_path, "more/h1.jpg")  # which one is meant is not known
+    assert "'h1' in row 3" in refusal(tmp_path)

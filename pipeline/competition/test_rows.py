@@ -229,6 +229,8 @@ def _from_sample(
         shared = ImageIndex(folder, unlabelled)
         if unlabelled and (found := resolve(table, shared, others, label_names)).num_found:
             index, resolved = shared, found
+    elif any(not images for images in resolved.images):
+        index, resolved = _with_other_folders(folder, table, others, index, resolved, taken, label_names)
     check_sample_ids(table, resolved.id_column)
     ids = resolved.subjects or tuple(table.column(resolved.id_column))
     columns = [name for name in table.columns if name != resolved.id_column]
@@ -259,6 +261,27 @@ def _from_sample(
     notes += table.notes
     source = f"ids and order from {sample.name} ({resolved.id_column} -> {what})"
     return TestImages(ids, resolved.images, sample, resolved, source, notes)
+
+
+def _with_other_folders(
+    folder: DataFolder,
+    table: Table,
+    others: Sequence[Source],
+    index: ImageIndex,
+    resolved: Resolved,
+    taken: Collection[str],
+    label_names: Sequence[str] | None,
+) -> tuple[ImageIndex, Resolved]:
+    """Look for ids that no test folder holds also in folders of no known part (`holdout/`).
+
+    Index and result are unchanged if that does not find one unlabelled image for every id.
+    """
+    more = [image for image in folder.of_part("") if image not in taken]
+    wider = ImageIndex(folder, [*index.images, *more])
+    found = resolve(table, wider, others, label_names) if more else resolved
+    if not found.match or found.match.num_unique < len(table.cells):
+        return index, resolved
+    return wider, found
 
 
 def _from_test_table(
