@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -1499,3 +1500,43 @@ def test_ids_of_a_folder_without_a_role_are_found_beside_the_test_folder(tmp_pat
     ]
     touch(tmp_path, "more/h1.jpg")  # which one is meant is not known
     assert "'h1' in row 3" in refusal(tmp_path)
+
+
+# ---- lists as cells ----
+
+LISTS = ("['cat']", "['cat', 'dog']", "['dog']", "['fox', 'dog']")
+
+
+@pytest.mark.parametrize(
+    ("cells", "sample", "names"),
+    [
+        (LISTS, "cat dog", ("cat", "dog", "fox")),
+        ([text.replace("'", '"') for text in LISTS], "dog", ("cat", "dog", "fox")),
+        (("[1.0]", "[1, 52]", "[52.0]", "[7, 52]"), "1 52", ("1", "7", "52")),
+    ],
+)
+def test_lists_in_label_cells_are_several_labels(tmp_path, cells, sample, names):
+    rows = "".join('{},"{}"\n'.format(n + 1, cell.replace('"', '""')) for n, cell in enumerate(cells))
+    root = flat(
+        tmp_path, train=f"id,labels\n{rows}", sample_submission=f"id,labels\n8,{sample}\n9,{sample}\n"
+    )
+    competition = read_layout(root, asked=Asked("micro_f1", kind="multilabel"))
+    assert competition.target.names == names and competition.form.kind == "labels"
+    assert [sorted(row.label.split(), key=names.index) for row in competition.train] == [
+        [name for name in names if re.search(rf"\b{name}\b", cell)] for cell in cells
+    ]
+    columns = write(root, sample_submission=f"id,{','.join(names)}\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n")
+    assert set(read_layout(columns, asked=Asked("roc_auc")).target.names) == set(names)
+
+
+@pytest.mark.parametrize("cell", ["[cat]", "['cat' 'dog']", "[[1], [2]]"])
+def test_a_cell_that_is_no_list_of_labels_stays_a_text(tmp_path, cell):
+    rows = "".join(f'{n},"{cell}"\n' if n % 2 else f"{n},['fox']\n" for n in range(1, 5))
+    root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,x\n9,x\n")
+    assert read_layout(root, asked=Asked("accuracy")).target.names == tuple(sorted(("['fox']", cell)))
+
+
+def test_lists_stay_texts_where_the_sample_writes_them(tmp_path):
+    rows = "".join(f'{n + 1},"{cell}"\n' for n, cell in enumerate(LISTS))
+    root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,['dog']\n9,['dog']\n")
+    assert set(read_layout(root, asked=Asked("accuracy")).target.names) == set(LISTS)

@@ -25,7 +25,7 @@ from pipeline.competition.label_candidates import (
 )
 from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
 from pipeline.competition.label_table import Found, Labelled, read_table
-from pipeline.competition.long_tables import labels_together
+from pipeline.competition.long_tables import labels_together, lists_read
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import called_as_asked, spelled_as
 from pipeline.errors import UserError, raise_all
@@ -215,6 +215,8 @@ def _from_table(
         if len(best.choice.names) > 1 or best.parts
         else labels_together(best.found, best.choice.names[0], wanted)
     )
+    if len(best.choice.names) == 1:
+        found = lists_read(found, best.choice.names[0], wanted)
     labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)

@@ -1,7 +1,8 @@
-"""Convert tables with one row per label of an image into one row per image."""
+"""Convert tables with one row per label of an image, or with lists as cells, into one row per image."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -157,3 +158,33 @@ def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
         found.table, cells=tuple(map(tuple, cells_of.values())), lines=lines, notes=(*found.table.notes, note)
     )
     return replace(found, table=table, match=replace(found.match, images=tuple(images[row] for row in kept)))
+
+
+def lists_read(found: Found, column: str, wanted: Wanted) -> Found:
+    """Replace label cells that are lists of Python or JSON (`['cat', 'dog']`, `[52.0]`) by their labels.
+
+    The table is unchanged if a cell is no such list, or if the sample submission writes lists too.
+    """
+    cells = found.table.column(column)
+    read = {cell: _labels_of_list(cell) for cell in set(cells)}
+    if None in read.values() or any(value.startswith("[") for value in wanted.values):
+        return found
+    place = found.table.columns.index(column)
+    rows = tuple(
+        (*row[:place], SEVERAL.join(read[row[place]] or ()), *row[place + 1 :]) for row in found.table.cells
+    )
+    note = f"lists in the column {column!r} are read as several labels"
+    return replace(found, table=replace(found.table, cells=rows, notes=(*found.table.notes, note)))
+
+
+def _labels_of_list(cell: str) -> list[str] | None:
+    """Return the texts and whole numbers of a list; None for any other cell."""
+    if not re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) or re.search(r"['\"]\s+['\"]", cell):
+        return None  # without commas Python would join two texts
+    try:
+        items = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    labels = [str(int(item)) if isinstance(item, float) and item.is_integer() else item for item in items]
+    labels = [str(label) if isinstance(label, int) else label for label in labels]
+    return labels if all(isinstance(label, str) and label.strip() for label in labels) else None
