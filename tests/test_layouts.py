@@ -1540,3 +1540,12 @@ def test_lists_stay_texts_where_the_sample_writes_them(tmp_path):
     rows = "".join(f'{n + 1},"{cell}"\n' for n, cell in enumerate(LISTS))
     root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,['dog']\n9,['dog']\n")
     assert set(read_layout(root, asked=Asked("accuracy")).target.names) == set(LISTS)
+
+
+def test_without_a_sample_a_column_called_id_is_the_id_beside_paths(tmp_path):
+    root = flat(
+        tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", test="Id,path\n501,test/9.jpg\n500,test/8.jpg\n"
+    )
+    competition = read_layout(root)
+    assert competition.form.columns == ("Id", "label")
+    assert [(row.id, row.path.name) for row in competition.test] == [("501", "9.jpg"), ("500", "8.jpg")]

@@ -8,7 +8,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, natural_key
+from pipeline.competition.folders import (
+    DataFolder,
+    absent,
+    check_whole,
+    hide_command,
+    natural_key,
+    plain_name,
+)
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
@@ -289,8 +296,8 @@ def _from_test_table(
 ) -> TestImages | None:
     """Find the images to predict in the only table about the test set whose rows are images (`test.csv`).
 
-    Its ids, their order and the name of their column are taken. None without such a table, or if several
-    differ.
+    Its ids (a column `id`, else the one that names images), their order and column name are taken. None
+    without such a table, or if several differ.
     """
     shared = ImageIndex(folder, [image for image in folder.of_part("train", "val", "") if image not in taken])
     found: dict[tuple[str, ...], TestImages] = {}
@@ -306,6 +313,8 @@ def _from_test_table(
             match, _ = settled(match, images.part_of)
             if match.num_unique < len(table.cells):
                 continue
+            own = [other for other in table.columns if plain_name(other) == "id"]
+            name = own[0] if own and len(set(table.column(own[0]))) == len(table.cells) else name
             ids = [cell.strip() for cell in table.column(name)]
             columns = (name, label_column if label_column != name else "label")
             says = f"ids and order from {source.name}, no sample submission: columns {','.join(columns)}"
