@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -185,10 +185,27 @@ def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folde
     assert "predictions.csv was sent at " in capfd.readouterr().out
 
 
+def test_a_score_is_found_by_kaggles_number_whatever_the_clock_says(server, folder, sleeps):
+    """Two files with one message, as one run makes them with and without --tta; this clock is slow."""
+    server.scoring = [{"status": "PENDING"}]
+    with pytest.raises(Interrupted):
+        submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append)
+    (row,) = rows()
+    assert row["kaggle_number"] == "7001"
+    sent = datetime.fromisoformat(row["time"])
+    server.created["date"] = (sent + timedelta(hours=2)).isoformat()
+    earlier = OLDER | {"ref": 6999, "publicScore": "0.99"}
+    server.submissions.append(earlier | {"date": (sent + timedelta(hours=1)).isoformat()})
+    server.scoring = [{"status": "COMPLETE", "publicScore": "0.77"}]
+    submit.main(FLAGS, sleep=sleeps.append)
+    assert [row["public_score"] for row in rows()] == ["0.77"] and len(server.uploads) == 1
+
+
 def test_answer_lost_after_the_upload_is_settled_by_the_list(server, folder, sleeps, capfd):
     server.refuse("CreateSubmission", 502)
     assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert len(server.uploads) == 1 and [row["public_score"] for row in rows()] == ["0.5"]
+    assert rows()[0]["kaggle_number"] == "7001"
     assert "its list shows the submission" in capfd.readouterr().out
 
 
