@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline import files
 from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
+from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli, ledger, preflight, submit, token
 from pipeline.kaggle.begun import begin
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
@@ -569,6 +570,22 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
     with pytest.raises(UserError, match=r"(?s)nothing was sent to Kaggle.*horse"):
         submit.preflight(args)
+
+
+def test_a_file_that_changes_during_the_checks_is_not_sent(folder, server, monkeypatch):
+    """Else the new file would go with the checks, the message and the validation score of the old one."""
+
+    def while_it_checks(path: Path, *rest: object) -> list[str]:
+        found = check_predictions(path, *rest)
+        path.write_text("id,label\n3,dog\n4,bird\n")
+        return found
+
+    monkeypatch.setattr(preflight, "check_predictions", while_it_checks)
+    with pytest.raises(
+        UserError, match=r"predictions\.csv was changed while it was checked; nothing was sent"
+    ):
+        submit.main([*FLAGS, "--yes"])
+    assert server.uploads == []
 
 
 def test_the_sample_suffices_and_what_it_cannot_show_is_said(folder, monkeypatch, capsys):
