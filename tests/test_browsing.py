@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
@@ -266,6 +267,20 @@ def test_images_that_only_one_of_two_runs_gets_right(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     assert not (one / "thumbnails.jsonl").exists(), "a comparison writes into no run"
+
+
+def test_the_sign_test_is_left_out_where_an_id_has_several_images(tmp_path: Path) -> None:
+    """Images of one id are alike, so they are no independent comparisons."""
+    runs = {seed: make_class_run(tmp_path / str(seed), seed=seed, skill=seed)[0] for seed in (1, 2)}
+    found = read_only_right({str(seed): read_run_files(run) for seed, run in runs.items()})
+    assert found["chance"].endswith("%")
+    for run in runs.values():
+        table = pd.read_csv(run / "val_predictions.csv", dtype=str)
+        table.assign(id=[f"study {row // 2}" for row in range(len(table))]).to_csv(
+            run / "val_predictions.csv", index=False
+        )
+    again = read_only_right({str(seed): read_run_files(run) for seed, run in runs.items()})
+    assert again["chance"] is None and again["shared"] == found["shared"]
 
 
 def test_numbers_are_nearer_in_one_run(tmp_path: Path) -> None:

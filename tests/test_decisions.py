@@ -273,6 +273,13 @@ def test_shares_from_a_file(tmp_path: Path) -> None:
         read_prior(path, target)
     path.write_text("Class,Share\ncat,1e308\ndog,1e308\n")  # their sum is more than a float can hold
     assert read_prior(path, target).tolist() == [0.5, 0.5]
+    for text, sum_ in (("share\ncat,0.9\ndog,0.9", "1.8"), ("share\ncat,4.5\ndog,0.5", "5")):
+        path.write_text(f"class,{text}\n")
+        with pytest.raises(UserError, match=rf"prior\.csv.*'share'.* {sum_}, expected 1 \(or 100"):
+            read_prior(path, target)
+    for text in ("share\ncat,0.66\ndog,0.33", "share\ncat,66.7\ndog,33.3", "count\ncat,5.0\ndog,2.5"):
+        path.write_text(f"class,{text}\n")
+        assert read_prior(path, target).tolist() == pytest.approx([2 / 3, 1 / 3], abs=0.002)
     with pytest.raises(UserError, match=r"--prior estimated: there is no such file[\s\S]*or write estimate"):
         read_prior(Path("estimated"), target)
 

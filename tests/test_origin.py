@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import colour_patch, make_competition
+from conftest import assert_says, colour_patch, make_competition
 
 import inference
 from pipeline import files
@@ -15,7 +16,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.kaggle import cli, submit
 from pipeline.submission.belonging import check_belongs, unknown_labels
-from pipeline.submission.origin import MADE_BY, find_origin
+from pipeline.submission.origin import MADE_BY, find_origin, record_origin
 from pipeline.targets.target import Target, multiclass
 
 FRUIT = {"apple": (200, 40, 40), "lemon": (220, 210, 60), "lime": (90, 200, 60)}
@@ -184,3 +185,18 @@ def test_a_terminal_is_asked_before_anything_is_sent(
     capsys.readouterr()
     submit.submit(made)
     assert capsys.readouterr().out == "nothing was sent\n" and "colours" in asked[0]
+
+
+def test_a_record_that_was_cut_off_costs_no_other_and_one_that_cannot_be_written_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk leaves half a line, or none."""
+    output, maker = tmp_path / "p.csv", SimpleNamespace(path=tmp_path, name="a", record=None)
+    (tmp_path / MADE_BY).write_text('{"sha256": "12')
+    output.write_text("id,label\n")
+    record_origin(output, [maker], "data")
+    assert find_origin(output).names == ("a",) and capsys.readouterr().out == ""
+    (tmp_path / MADE_BY).unlink()
+    (tmp_path / MADE_BY).mkdir()  # cannot be opened as a file
+    record_origin(output, [maker], "data")
+    assert_says(capsys.readouterr().out, MADE_BY, "--model")

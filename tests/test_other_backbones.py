@@ -36,6 +36,7 @@ from pipeline.models.backbones import (
     rebuild_backbone,
     save_backbone,
 )
+from pipeline.models.half_weights import attend_by_products
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
 
@@ -190,6 +191,21 @@ def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> No
         probs = model.eval()(pixel_values=pixels).logits.softmax(dim=1)
     # Its resizing may be torchvision's
     np.testing.assert_allclose(table.to_numpy(), probs.numpy(), atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_attention_by_products_is_turned_on_and_off(kind: str) -> None:
+    """Also where configs lie inside one another (SigLIP): what is set for the outer one is set inside too."""
+    model = tiny(kind)
+
+    def ways() -> list[str]:
+        parts = (module for module in model.modules() if hasattr(module, "config"))
+        return [part.config._attn_implementation for part in parts]
+
+    before = ways()
+    count = attend_by_products(model)
+    assert (count > 0) == ("products" in ways()) == (kind in ("dinov2", "dinov2-giant", "siglip"))
+    assert attend_by_products(model, on=False) == count and ways() == before
 
 
 # ---- loading and saving

@@ -366,6 +366,16 @@ def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(
     assert (output / "report.html").exists()
 
 
+@pytest.mark.parametrize("how", [["--resume"], ["--resume", "changed"]])
+def test_other_settings_for_a_complete_run_are_refused(whole: Path, tmp_path: Path, how: list[str]) -> None:
+    """Nothing would be trained with them, so exit code 0 would be a lie."""
+    output = shutil.copytree(whole / "run", tmp_path / "run")
+    words = ["--data", str(whole / "data"), "--output", str(output), *how]
+    with pytest.raises(UserError, match=r"is complete(.|\n)*epochs: \d+ -> 77"):
+        train.main([*words, "--epochs", "77"])
+    assert train.main([*words, "--set", "data.workers=1"]) == 0  # decides nothing
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_step_range(
     whole: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:

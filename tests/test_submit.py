@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline import files
 from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
+from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli, ledger, preflight, submit, token
 from pipeline.kaggle.begun import begin
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
@@ -185,10 +186,27 @@ def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folde
     assert "predictions.csv was sent at " in capfd.readouterr().out
 
 
+def test_a_score_is_found_by_kaggles_number_whatever_the_clock_says(server, folder, sleeps):
+    """Two files with one message, as one run makes them with and without --tta; this clock is slow."""
+    server.scoring = [{"status": "PENDING"}]
+    with pytest.raises(Interrupted):
+        submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append)
+    (row,) = rows()
+    assert row["kaggle_number"] == "7001"
+    sent = datetime.fromisoformat(row["time"])
+    server.created["date"] = (sent + timedelta(hours=2)).isoformat()
+    earlier = OLDER | {"ref": 6999, "publicScore": "0.99"}
+    server.submissions.append(earlier | {"date": (sent + timedelta(hours=1)).isoformat()})
+    server.scoring = [{"status": "COMPLETE", "publicScore": "0.77"}]
+    submit.main(FLAGS, sleep=sleeps.append)
+    assert [row["public_score"] for row in rows()] == ["0.77"] and len(server.uploads) == 1
+
+
 def test_answer_lost_after_the_upload_is_settled_by_the_list(server, folder, sleeps, capfd):
     server.refuse("CreateSubmission", 502)
     assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert len(server.uploads) == 1 and [row["public_score"] for row in rows()] == ["0.5"]
+    assert rows()[0]["kaggle_number"] == "7001"
     assert "its list shows the submission" in capfd.readouterr().out
 
 
@@ -552,6 +570,22 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
     with pytest.raises(UserError, match=r"(?s)nothing was sent to Kaggle.*horse"):
         submit.preflight(args)
+
+
+def test_a_file_that_changes_during_the_checks_is_not_sent(folder, server, monkeypatch):
+    """Else the new file would go with the checks, the message and the validation score of the old one."""
+
+    def while_it_checks(path: Path, *rest: object) -> list[str]:
+        found = check_predictions(path, *rest)
+        path.write_text("id,label\n3,dog\n4,bird\n")
+        return found
+
+    monkeypatch.setattr(preflight, "check_predictions", while_it_checks)
+    with pytest.raises(
+        UserError, match=r"predictions\.csv was changed while it was checked; nothing was sent"
+    ):
+        submit.main([*FLAGS, "--yes"])
+    assert server.uploads == []
 
 
 def test_the_sample_suffices_and_what_it_cannot_show_is_said(folder, monkeypatch, capsys):

@@ -338,6 +338,37 @@ def test_a_blend_predicts_like_any_run(
     assert gather([output]).rule == RANKS
 
 
+def test_a_blend_has_the_class_order_of_its_first_model_not_of_a_refused_member(
+    runs: Path, tmp_path: Path
+) -> None:
+    """Prior and decision are stored in the order of the classes, and are applied to the models' outputs."""
+    rng, turned = np.random.default_rng(0), ["red", "blue", "green"]
+    for name, skill in (("noise", 0), ("folds", 3), ("swin", 3)):
+        copy = shutil.copytree(runs / ("folds" if name == "noise" else name), tmp_path / name)
+        truth = pd.read_csv(copy / "oof.csv", **TEXT).label
+        logits = skill * np.eye(3)[[sorted(COLOURS).index(label) for label in truth]]
+        np.save(copy / "oof.npy", multiclass(turned).activate(logits + rng.normal(0, 2.5, (24, 3))))
+    record = read_json(tmp_path / "noise/run.json")
+    record["class_names"] = record["target"]["names"] = turned
+    write_json(tmp_path / "noise/run.json", record | {"prior": [0.6, 0.3, 0.1]})
+    words = ["--runs", *(str(tmp_path / name) for name in ("noise", "folds", "swin"))]
+    assert blend.main([*words, "--output", str(tmp_path / "blend")]) == 0
+    made = read_json(tmp_path / "blend/run.json")
+    assert [Path(path).name for path in made["members"]] == ["folds", "swin"]
+    team = gather([tmp_path / "blend"])
+    assert tuple(made["class_names"]) == tuple(made["target"]["names"]) == team.first.target.names
+    assert made["prior"] == read_json(runs / "folds/run.json")["prior"]
+    oof = pd.read_csv(tmp_path / "blend/oof.csv", **TEXT)
+    values = np.load(tmp_path / "blend/oof.npy").astype(np.float64)
+    assert made["best"]["value"] == pytest.approx(
+        log_loss(oof.label, values, labels=sorted(COLOURS)), abs=1e-6
+    )
+    made["class_names"] = made["target"]["names"] = turned  # as earlier versions wrote it
+    write_json(tmp_path / "blend/run.json", made)
+    with pytest.raises(UserError, match=r"order 'red', 'blue', 'green'.*pipeline\.folds\.blend --runs"):
+        gather([tmp_path / "blend"])
+
+
 def test_a_blend_with_one_of_the_folds_alone_is_judged_on_parts_of_its_rows(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

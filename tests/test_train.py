@@ -91,7 +91,7 @@ def test_validation_predictions_and_probabilities_agree_with_the_metrics(finishe
 
 @pytest.mark.parametrize("views", ["mean", "max"])
 def test_the_validation_score_counts_an_id_with_several_images_once(
-    tiny_backbone: Path, tmp_path: Path, views: str
+    tiny_backbone: Path, tmp_path: Path, views: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three images a study, several labels each: as in the file, one prediction a study."""
     import pandas as pd
@@ -114,6 +114,9 @@ def test_the_validation_score_counts_an_id_with_several_images_once(
     assert score["val_log_loss"] != pytest.approx(log_loss(probs, truth), rel=1e-5)
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert f"{len(by_id)} ids with {len(table)} images" in page
+    why = json.loads((tmp_path / "run/run.json").read_text())["best"]["why"]
+    assert f"{len(by_id)} validation rows" in why  # what is kept is chosen by these, not by the images
+    assert f"  {len(by_id)} validation rows" in capsys.readouterr().out
 
 
 def check_against_plain_transformers(run: Path) -> None:

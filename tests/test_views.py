@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 import torch
 
 import inference
+from pipeline.competition.rows import Row
 from pipeline.errors import UserError
 from pipeline.folds.team import gather
-from pipeline.folds.views import averaged_logits, check_views, choose_views, make_views, parse_views
+from pipeline.folds.views import averaged_logits, check_views, choose_views, gains, make_views, parse_views
+from pipeline.predictions import Predictions
+from pipeline.run import Run
 from pipeline.submission.origin import find_origin
 from pipeline.targets.target import Target, multiclass
 
@@ -89,6 +93,25 @@ def test_views_that_gain_alone_are_used_together_only_where_that_gains_too(
     found, lines = choose_views(("auto",), gather([finished_run / "run"]), None)
     assert found == used and len(lines) == len(gain) + 1
     assert lines[-1] == f"views used: {', '.join(used) or 'none'}"
+
+
+def test_gains_of_models_with_their_classes_in_another_order(finished_run: Path, tmp_path: Path) -> None:
+    """Each model's rows are scored in the order of the first, so the same predictions gain nothing."""
+    one, other = (shutil.copytree(finished_run / "run", tmp_path / name) for name in ("one", "other"))
+    record = json.loads((other / "run.json").read_text())
+    names = record["class_names"][::-1]
+    record["class_names"] = record["target"]["names"] = names
+    (other / "run.json").write_text(json.dumps(record))
+    np.save(other / "val_probs.npy", np.load(other / "val_probs.npy")[:, ::-1])
+
+    def predict(run: Run, rows: Sequence[Row], _views: tuple[str, ...]) -> Predictions:
+        values = np.load(run.path / "val_probs.npy")
+        return Predictions(tuple(row.id for row in rows), values, run.target)
+
+    found = gains(gather([one, other]), [("crops",)], predict)
+    assert found == {("crops",): 0.0}
+    alone = gains(gather([other]), [("crops",)], predict)
+    assert alone == {("crops",): 0.0}
 
 
 def test_from_the_command_line(

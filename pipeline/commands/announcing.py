@@ -113,10 +113,11 @@ def announce(
         recipe,
         schedule,
         task.num_train,
-        task.num_val,
+        task.num_scored,
         classes,
         build.new_head,
         task.facts()["target"]["kind"],
+        task.num_val / max(task.num_scored, 1),
     ):
         print("\n".join(f"  {line}" for line in lines))
     copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies

@@ -63,7 +63,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     forecast = announce(session, build, compute, schedule, head_alone=features is not None)
     micro_batch_size = forecast.micro_batch_size
     print(f"  {why}\n" if why else "", end="")
-    keep = keeping(recipe.checkpoint.keep, task.num_val, recipe.checkpoint.average_last)
+    keep = keeping(recipe.checkpoint.keep, task.num_scored, recipe.checkpoint.average_last)
     print(f"  {keep.words}: {keep.why}")
     shared_out = is_shared_out(recipe, compute.processes)
     if features is not None:
@@ -104,7 +104,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     spent = (time.perf_counter() - probing) / 60
     watches = (
-        Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule),
+        Watch(baseline, task.best_metric, task.higher_is_better, task.num_scored, schedule),
         FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
     )
     last = fit(

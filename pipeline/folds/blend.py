@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.folds.assembly import (
 )
 from pipeline.folds.members import Member, check_alike, common_rows, read_member, stacked
 from pipeline.folds.prior import calibration
+from pipeline.folds.team import in_order
 from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
@@ -177,14 +179,18 @@ def _write(
 ) -> None:
     from pipeline.report.page import build_report
 
-    output, first, target = args.output, members[0].record, blended.target
+    # Of the first member that predicts: prior, decision and outputs are in the order of its classes, as are
+    # the predictions of the blend
+    lead = next(member for member, weight in zip(members, choice.weights, strict=True) if weight)
+    output, first, target = args.output, lead.record, lead.record.target
+    blended = in_order(blended, target)
     truth = target.encode(labels)
     scores = all_metrics(target, truth, blended.values, first.metric)
     weights = [
         (member.path, weight) for member, weight in zip(members, choice.weights, strict=True) if weight
     ]
     write_oof(output, blended, labels, (parts - parts.min() + 1).tolist())
-    _write_rows(output, members[0], blended, labels)
+    _write_rows(output, lead, blended, labels)
     used = [member.record.name for member, weight in zip(members, choice.weights, strict=True) if weight]
     decisions = []
     if choice.rule != "ranks":
@@ -215,7 +221,7 @@ def _write(
         "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
         **calibration(target, truth, blended.values),
         "decisions": decisions,
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "data": first.values.get("data"),
         "seed": args.seed,
         **environment(),

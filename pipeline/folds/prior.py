@@ -32,7 +32,8 @@ ESTIMATE = "estimate"
 # (tests/benchmarks/README.md).
 STRENGTH, STRENGTH_UNSURE = 2.0, 8.0
 ROUNDS, STILL = 2000, 1e-8
-SHARE_NAMES = ("share", "count", "frequency", "prior", "probability")
+COUNT, TOLERANCE = "count", 0.02  # shares are often written with two digits
+SHARE_NAMES = ("share", COUNT, "frequency", "prior", "probability")
 
 
 def check_target(target: Target) -> None:
@@ -51,7 +52,8 @@ def check_target(target: Target) -> None:
 def read_prior(path: Path, target: Target) -> np.ndarray:
     """Return the class frequencies in a file with the columns class and share (or count).
 
-    (C,) float64, their sum is 1, in the order of the target's names.
+    (C,) float64, their sum is 1, in the order of the target's names. Shares add up to 1, or 100; whole
+    numbers are taken as counts.
 
     Raises:
         UserError: lists every problem of the file.
@@ -89,6 +91,13 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
     found = np.array([shares[name] for name in target.names])
     if found.max() <= 0:
         raise UserError(f"{path} (--prior): every share is 0")
+    are_counts = column.strip().lower() == COUNT or (found == np.floor(found)).all()
+    total = 1.0 if are_counts else float(found.sum())
+    if min(abs(total - 1), abs(total / 100 - 1)) > TOLERANCE:  # one of them is wrong, and which is not known
+        raise UserError(
+            f"{path} (--prior): column {column!r}: the sum is {total:.6g}, expected 1 (or 100, for percent); "
+            f"if these are numbers of images, call the column {COUNT}"
+        )
     found /= found.max()  # the sum of large counts may be infinite
     return found / found.sum()
 

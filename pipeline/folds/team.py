@@ -207,11 +207,19 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
         refuse_ranks(path, record)
     members = record.values["members"]
     total = sum(members.values())
-    return record, [
+    leaves = [
         leaf
         for name, share in members.items()
         for leaf in _open(path / name, weight * share / total, depth + 1)[1]
     ]
+    first = leaves[0].run
+    if first.target is not None and first.target.names != record.target.names:
+        raise UserError(
+            f"{path / RECORD}: prior and decision are in the order {quoted(record.target.names)}, but the "
+            f"first model {first.path} predicts {quoted(first.target.names)}: blend again: "
+            f"{record.values.get('command') or 'python -m pipeline.folds.blend'}"
+        )
+    return record, leaves
 
 
 def refuse_other_members(path: Path, record: RunRecord) -> None:

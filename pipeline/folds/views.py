@@ -14,7 +14,7 @@ from pipeline.competition.rows import Competition, Row
 from pipeline.engines import TORCH
 from pipeline.errors import UserError
 from pipeline.folds.assembly import read_held
-from pipeline.folds.team import Team
+from pipeline.folds.team import Team, in_order
 from pipeline.predictions import Predictions
 from pipeline.run import Run
 from pipeline.run_names import VAL_TABLE
@@ -167,22 +167,20 @@ def gains(
     truth, before, after = [], [], {views: [] for views in candidates}
     target = team.first.target
     for leaf in team.leaves:
-        if not (leaf.run.path / VAL_TABLE).exists() or (
-            leaf.run.target != target and leaf.run.target.names != target.names
-        ):
+        if not (leaf.run.path / VAL_TABLE).exists():
             return None
         held = read_held(leaf.run.path)
         rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]
         if not rows or not all(row.path.exists() for row in rows):
             return None
         plain = Predictions.of_values(
-            held.ids, held.values, target, held.record.data_settings.get("views", "mean")
+            held.ids, held.values, leaf.run.target, held.record.data_settings.get("views", "mean")
         )
         label_of = {row.id: row.label for row in rows}
         truth += [label_of[name] for name in plain.ids]
-        before.append(plain.values)
+        before.append(in_order(plain, target).values)
         for views in candidates:
-            after[views].append(predict(leaf.run, rows, views).aligned(plain.ids).values)
+            after[views].append(in_order(predict(leaf.run, rows, views).aligned(plain.ids), target).values)
     encoded, metric = target.encode(truth), team.first.metric
     sign = 1 if find_metric(metric).higher_is_better else -1
     base = evaluate(metric, target, encoded, np.concatenate(before))

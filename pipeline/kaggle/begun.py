@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.files import write_json
 from pipeline.kaggle import cli
 from pipeline.kaggle.cli import Submission
-from pipeline.kaggle.ledger import COLUMNS, Row, append_row, read_ledger
+from pipeline.kaggle.ledger import COLUMNS, NUMBER, Row, append_row, read_ledger
 from pipeline.shapes import TEXT, read_shaped
 
 Find = Callable[[list[Submission]], Submission | None]
@@ -38,10 +38,10 @@ def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
     Raises:
         UserError: Kaggle cannot be reached, or the note is damaged.
     """
-    found = _begun(ledger)
-    if found is None:
+    begun = _begun(ledger)
+    if begun is None:
         return
-    row, before = found
+    row, before = begun
     if not any(
         all(row[name] == other[name] for name in ("time", "file_sha256")) for other in read_ledger(ledger)[1]
     ):
@@ -53,9 +53,9 @@ def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
             if look:
                 sleep(LOST_PAUSE_S)
             listed = cli.list_submissions(row["competition"], sleep=sleep)
-            if finder(row)([submission for submission in listed if submission.ref not in before]):
+            if found := finder(row)([submission for submission in listed if submission.ref not in before]):
                 print("Kaggle has it")
-                append_row(ledger, row)
+                append_row(ledger, row | {NUMBER: found.number})
                 break
         else:
             print("Kaggle does not have it")
@@ -78,7 +78,11 @@ def _begun(ledger: Path) -> tuple[Row, set[str]] | None:
 
 
 def finder(row: Row) -> Find:
-    """Return a function that finds a ledger row's submission: same message, nearest time within a day."""
+    """Return a function that finds a ledger row's submission: by Kaggle's number.
+
+    A row without a number (an old row, an old command): the same message, the nearest time within a day. The
+    clock of this machine may be wrong, and several submissions often have one message, so the number counts.
+    """
 
     def distance(submission: Submission) -> float:
         try:
@@ -90,6 +94,8 @@ def finder(row: Row) -> Find:
             return 0.0
 
     def find(submissions: list[Submission]) -> Submission | None:
+        if row.get(NUMBER, "").isdigit() and any(submission.number for submission in submissions):
+            return next((one for one in submissions if one.number == row[NUMBER]), None)
         alike = [
             submission
             for submission in submissions

@@ -134,6 +134,11 @@ class Submission:
     private_score: str
     error: str
 
+    @property
+    def number(self) -> str:
+        """Kaggle's number; empty where an old command lists none."""
+        return self.ref if self.ref.isdigit() else ""
+
 
 @dataclass(frozen=True)
 class Upload:

@@ -21,8 +21,10 @@ LEDGER = Path("submissions.csv")
 COLUMNS = tuple(
     "time competition file_sha256 message validation_score public_score private_score status".split()
 )
-# deviation of the validation score over folds; the first such submission adds the column
-SPREAD = "validation_spread"
+# The first submission that has such a value adds the column, after the one named here:
+# deviation of the validation score over folds, Kaggle's number of the submission
+SPREAD, NUMBER = "validation_spread", "kaggle_number"
+ADDED = {SPREAD: "validation_score", NUMBER: "status"}
 
 Row = dict[str, str]
 
@@ -77,9 +79,10 @@ def append_row(path: Path, row: Row) -> Row:
     """
     with _writing(path):
         columns, rows = read_ledger(path)
-        if row.get(SPREAD) and SPREAD not in columns:
-            columns.insert(columns.index("validation_score") + 1, SPREAD)
-        row = {name: cell for name, cell in row.items() if name != SPREAD or name in columns}
+        for name, after in ADDED.items():
+            if row.get(name) and name not in columns:
+                columns.insert(columns.index(after) + 1, name)
+        row = {name: cell for name, cell in row.items() if name not in ADDED or name in columns}
         row = dict.fromkeys(columns, "") | {name: one_line(cell) for name, cell in row.items()}
         _write_ledger(path, columns, [*rows, row])
     return row

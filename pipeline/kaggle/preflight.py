@@ -46,6 +46,7 @@ def preflight(args: argparse.Namespace) -> Plan:
         UserError: lists everything that is missing or wrong.
     """
     problems = cli.not_ready()
+    digest = files.sha256(args.predictions) if args.predictions.is_file() else ""
     origin = _attempt(lambda: _origin(args), problems)
     remembered = _attempt(lambda: remembered_slug(args.data), problems)
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
@@ -62,11 +63,15 @@ def preflight(args: argparse.Namespace) -> Plan:
             f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder where you can write"
         )
     raise_all(problems, "nothing was sent to Kaggle:")
+    if files.sha256(args.predictions) != digest:  # what was checked, and who made it, is of another content
+        raise UserError(
+            f"{args.predictions} was changed while it was checked; nothing was sent: run the command again"
+        )
     message = " ".join(scrub(args.message or default_message(origin, args.predictions)).split())
     plan = Plan(
         slug,
         args.predictions,
-        files.sha256(args.predictions),
+        digest,
         message,
         origin.score if origin else "",
         origin,

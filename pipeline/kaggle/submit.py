@@ -16,7 +16,7 @@ from pipeline.errors import Interrupted, UserError, run_command
 from pipeline.kaggle import cli
 from pipeline.kaggle.begun import LOST_LOOKS, LOST_PAUSE_S, Find, begin, finder, same, settle, settle_begun
 from pipeline.kaggle.cli import Submission
-from pipeline.kaggle.ledger import LEDGER, SPREAD, Row, append_row, read_ledger, sending, update_row
+from pipeline.kaggle.ledger import LEDGER, NUMBER, SPREAD, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.preflight import Plan, preflight
 from pipeline.kaggle.remembered import agreed
 from pipeline.kaggle.reply import KaggleError
@@ -149,8 +149,8 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
         )
     row = _row_of(plan)
     begin(LEDGER, row, [submission.ref for submission in before])
-    find = _send(plan, row, before, sleep)
-    return find, _add_row(row), None
+    find, number = _send(plan, row, before, sleep)
+    return find, _add_row(row | {NUMBER: number}), None
 
 
 def _waiting_for_another() -> Callable[[], None]:
@@ -174,10 +174,11 @@ def _send_again(plan: Plan, row: Row) -> bool:
     return agreed(f"{sent}. Send it again? [y/N] ")
 
 
-def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
+def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> tuple[Find, str]:
     """Upload the file once.
 
-    Returns a function that finds it in Kaggle's list, among older and team members' submissions.
+    Returns a function that finds it in Kaggle's list, among older and team members' submissions, and Kaggle's
+    number (empty if not shown).
     """
     known = {submission.ref for submission in before}
 
@@ -198,22 +199,22 @@ def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
         if not error.sent:
             settle(LEDGER)
             raise
-        _look_for_lost(find, plan, UserError, str(error), sleep)
+        found = _look_for_lost(find, plan, UserError, str(error), sleep)
         print("Kaggle's answer was lost, but its list shows the submission")
-        return find
+        return find, found.number
     except KeyboardInterrupt:
-        _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
-        _add_row(row)
+        found = _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
+        _add_row(row | {NUMBER: found.number})
         raise Interrupted(f"interrupted, but Kaggle has the file. {plan.again} shows its score") from None
     finally:
         line.close()
     left = re.search(r"\d+ submissions remaining today", sent.said)
     print(f"sent to Kaggle ({left[0]})" if left else "sent to Kaggle", flush=True)
-    return lambda submissions: find(submissions, sent.ref)
+    return lambda submissions: find(submissions, sent.ref), sent.ref
 
 
-def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str, sleep: Sleep) -> None:
-    """Check Kaggle's list after an upload without an answer.
+def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str, sleep: Sleep) -> Submission:
+    """Check Kaggle's list after an upload without an answer, and return the submission.
 
     Raises `ending` if the file is not there: never resend blindly.
     """
@@ -221,8 +222,8 @@ def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str
     try:
         for _ in range(LOST_LOOKS):
             sleep(LOST_PAUSE_S)
-            if find(cli.list_submissions(plan.competition, sleep=sleep)):
-                return
+            if found := find(cli.list_submissions(plan.competition, sleep=sleep)):
+                return found
     except (KaggleError, KeyboardInterrupt):
         raise ending(
             f"{problem}\nIt is unknown whether Kaggle has the file: check {_page(plan)} before you send it "

@@ -147,8 +147,16 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
         "images."
     )
     kind = competition.target.kind if competition.target else "multiclass"
+    images_each = num_rows / len({row.id for row in competition.train})
     section.says += problems + advise(
-        recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind
+        recipe,
+        schedule,
+        num_train,
+        math.ceil(num_val / images_each),
+        len(task.class_names),
+        build.new_head,
+        kind,
+        images_each,
     )
 
 

@@ -124,12 +124,19 @@ def attend_by_products(model: nn.Module, on: bool = True) -> int:
         AttentionInterface.register(name, _attend_by_products)
     new_name = BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()}
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    changed = [
-        config for config in configs.values() if getattr(config, "_attn_implementation", None) in new_name
+    before = [
+        (config, getattr(config, "_attn_implementation", None))
+        for config in configs.values()
+        if getattr(config, "model_type", None) != "timm_wrapper"  # timm has its own attention
     ]
-    for config in changed:
-        config._attn_implementation = new_name[config._attn_implementation]
-    return len(changed)
+    if not any(name in new_name for _, name in before):
+        return 0
+    for (
+        config,
+        name,
+    ) in before:  # every one, outer ones first: setting one (SigLIP's) sets those inside it too
+        config._attn_implementation = new_name.get(name, name)
+    return sum(name in new_name for _, name in before)
 
 
 def exact_head(model: nn.Module, head: str) -> None:

@@ -25,8 +25,8 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
     """Return for each run the images that only it gets right: `each` with `count` and `items`; `both`,
     `none`, `chance`.
 
-    `chance` is for two runs only. None if the runs differ in target, share no row, or one has no validation
-    predictions.
+    `chance` is for two runs only, and not for ids with several images: these are not independent. None if the
+    runs differ in target, share no row, or one has no validation predictions.
     """
     kinds = {files.target.kind for files in runs.values()}
     if (
@@ -51,12 +51,15 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
         for column, name in enumerate(runs)
     }
     counts = [len(keys) for keys in alone.values()]
+    are_independent = len({row_id for row_id, *_ in shared}) == len(shared)  # not several images of one id
     return {
         "numbers": False,
         "shared": len(shared),
         "both": int(table.all(axis=1).sum()),
         "none": int((~table.any(axis=1)).sum()),
-        "chance": _share(sign_test(*counts)) if len(counts) == 2 and sum(counts) else None,
+        "chance": _share(sign_test(*counts))
+        if len(counts) == 2 and sum(counts) and are_independent
+        else None,
         "each": [
             {"run": name, "count": len(keys), "items": _items(name, runs, rows, keys)}
             for name, keys in alone.items()

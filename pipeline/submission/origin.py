@@ -73,7 +73,7 @@ def record_origin(
 ) -> None:
     """Record that `runs` made the predictions file `output`, and how (`made`).
 
-    A read-only folder is not an error.
+    A folder that cannot be written is not an error, only a note.
     """
     origin = Origin(
         sha256=sha256(output),
@@ -84,8 +84,18 @@ def record_origin(
         made=made or {},
         **(_score_of(runs[0].record) if len(runs) == 1 and runs[0].record else {}),
     )
-    with suppress(OSError), open(output.parent / MADE_BY, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(origin), ensure_ascii=False) + "\n")
+    line = json.dumps(asdict(origin), ensure_ascii=False) + "\n"
+    path = output.parent / MADE_BY
+    try:
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut off: the disk was full
+            line = f"\n{line}"
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        print(
+            f"  note: {path} cannot be written ({error.strerror or error}), so `make submit` cannot name the "
+            "run: name it with MODEL= (--model)"
+        )
 
 
 def _score_of(record: RunRecord) -> dict[str, str]:

@@ -103,6 +103,7 @@ class ClassificationTask:
         self.val_labels = _for_training(target, target.encode([row.label for row in val]))
         self.val_set = ImageDataset(val_paths, self.val_labels, self.preprocessing)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
+        self.num_scored = len(self.scored_rows)
         self.loss_of = training_loss(
             target, recipe.optimizer, np.array(list(target.counts(labelled).values()))
         )

@@ -74,7 +74,7 @@ class VqaTask:
         )
         self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train = len(self.train_rows)
-        self.num_val = len(self.val_rows)
+        self.num_val = self.num_scored = len(self.val_rows)
         self.num_outputs = len(self.class_names)
         self.compute: Compute | None = None  # set by `to_device`
         # Backbones whose features are computed when the first batch of the part is read.

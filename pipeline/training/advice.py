@@ -33,16 +33,18 @@ def advise(
     num_classes: int,
     new_head: bool,
     kind: str,
+    images_each: float = 1.0,
 ) -> list[str]:
     """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
 
-    `kind`: the kind of the target.
+    `num_train`: images. `num_val`: validation rows as the score counts them, each id once. `kind`: the kind
+    of the target. `images_each`: images of an id, on average.
     """
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train, kind)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
-        lines.append(_row_line(num_train, num_val, num_classes, kind))
+        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind))
     return lines
 
 
@@ -101,7 +103,7 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
     return lines
 
 
-def _row_line(num_train: int, num_val: int, num_classes: int, kind: str) -> str:
+def _row_line(num_train: float, num_val: int, num_classes: int, kind: str) -> str:
     if kind == "continuous":
         error = f"an error measured on them has an uncertainty of about {1 / math.sqrt(2 * num_val):.0%}"
     else:

@@ -47,7 +47,8 @@ class Keeping:
 def keeping(asked: str, num_val: int, average_last: int = 0) -> Keeping:
     """Return the rule for a run: from `checkpoint.keep`, or (auto) from the number of validation rows.
 
-    `average_last`: number of epochs to average.
+    `num_val`: these rows as the score counts them, each id once. `average_last`: number of
+    epochs to average.
     """
     if asked == "average":
         return Keeping(
