@@ -13,17 +13,8 @@ from pipeline.tables import Table
 from pipeline.targets.evidence import LabelEvidence
 from pipeline.targets.readings import are_numbers
 
-NUMBER_NAMES = (
-    "id",
-    "index",
-    "idx",
-    "number",
-    "num",
-    "no",
-    "code",
-    "label",
-    "class",
-)  # ends of a column name
+# Ends of a column name
+NUMBER_NAMES = ("id", "index", "idx", "number", "num", "no", "code", "label", "class")
 
 
 def translated(

@@ -131,10 +131,8 @@ def attend_by_products(model: nn.Module, on: bool = True) -> int:
     ]
     if not any(name in new_name for _, name in before):
         return 0
-    for (
-        config,
-        name,
-    ) in before:  # every one, outer ones first: setting one (SigLIP's) sets those inside it too
+    # Every one, outer ones first: setting one (SigLIP's) sets those inside it too
+    for config, name in before:
         config._attn_implementation = new_name.get(name, name)
     return sum(name in new_name for _, name in before)
 
