@@ -596,6 +596,12 @@ def test_a_class_that_only_the_sample_has(tmp_path):
     assert "the column 'bird' is no class of the training data" in refusal(tmp_path)
 
 
+def test_an_id_whose_image_is_of_an_unread_format_names_the_format(tmp_path):
+    write(tmp_path, train="id,label\n1,a\n2,b\n3,a\n")
+    touch(tmp_path, "train/1.png", "train/2.png", "train/3.tga")
+    assert_says(refusal(tmp_path), "1 of 3 ids", "1 .tga file", ".png", "'3' in row 4")
+
+
 def test_ids_that_lead_to_several_images_through_a_table(tmp_path):
     root = competitions.views_by_table(tmp_path / "data").root
     found = [row.path.name for row in read_layout(root).test if row.id == "108_R"]

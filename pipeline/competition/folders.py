@@ -21,7 +21,8 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe")
 )
 UNREAD_SUFFIXES = frozenset(
-    (".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec")
+    ".heic .heif .avif .jp2 .j2k .jxl .psd .svg .dcm .nii .npy .raw .tfrec .tga .ppm .pgm .pbm .pnm .exr "
+    ".hdr .cr2 .nef .dng".split()
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
@@ -90,6 +91,12 @@ class DataFolder:
             if self.parts.of(path) != FOREIGN
         ]
         return sorted(found, key=lambda path: (path.count("/"), natural_key(path)))
+
+    @property
+    def unread(self) -> list[str]:
+        """The numbers of images in formats that are not read: `3 .tga files`."""
+        found = sum((scan.unread for scan in self.scans.values()), Counter())
+        return [counted(count, f"{suffix} file") for suffix, count in found.items()]
 
     def tables_called(self, names: Sequence[str]) -> list[Path]:
         """Return the tables with one of these names, ignoring case and separators."""
@@ -349,15 +356,13 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
             lines.append(
                 f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}"
             )
-    unread = sum((found.unread for found in folder.scans.values()), Counter())
     if not_read := folder.files("seen"):
         lines.append(
             f"  not read: {listed(not_read)}; if the images or labels are in there, convert them to .jpg or "
             ".png and .csv"
         )
     lines += [
-        f"  {counted(count, f'{suffix} file')} in a format that is not read directly: {unpack_command(root)}"
-        for suffix, count in unread.items()
+        f"  {files} in a format that is not read directly: {unpack_command(root)}" for files in folder.unread
     ]
     others = sum((found.others for found in folder.scans.values()), Counter())
     if others and not any(found.images for found in folder.scans.values()):

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
 from pipeline.competition.parts import BESIDE, words_of
-from pipeline.wording import MAX_NAMED, capped, counted
+from pipeline.wording import MAX_NAMED, capped, counted, listed
 
 
 def file_name(image: str) -> str:
@@ -128,9 +128,14 @@ class Match:
                 f"{ids[row]!r} in row {lines[row]}{index.alike(ids[row])}" for row in missing[:MAX_NAMED]
             ]
             more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+            unread = (
+                f" ({listed(index.unread)} in the folder are not read: convert them to .png)"
+                if index.unread
+                else ""
+            )
             problems.append(
-                f"{len(missing):,} of {counted(len(ids), 'id')} without an image: {', '.join(shown)}{more}; "
-                f"{advice}"
+                f"{len(missing):,} of {counted(len(ids), 'id')} without an image{unread}: "
+                f"{', '.join(shown)}{more}; {advice}"
             )
         tops = sorted({image.split("/")[0] for row in several for image in self.images[row] if "/" in image})
         if len(tops) > 1:
@@ -152,6 +157,7 @@ class ImageIndex:
 
     def __init__(self, folder: DataFolder, images: Iterable[str]):
         self.root, self.images, self.part_of = folder.root, list(images), folder.parts.of
+        self.unread = folder.unread
         self._keys: dict[str, dict[str, list[str]]] = {}
         self._has_backslash = any("\\" in image for image in self.images)
 

@@ -103,11 +103,7 @@ def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: 
         )
     if folder.parts.foreign:
         notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
-    unread = sum((found.unread for found in folder.scans.values()), Counter())
-    notes += [
-        f"{counted(count, f'{suffix} file')} not read (`make data FROM=` converts what it can)"
-        for suffix, count in unread.items()
-    ]
+    notes += [f"{files} not read (`make data FROM=` converts what it can)" for files in folder.unread]
     if sources.seen:
         notes.append(f"seen and not read: {listed(sources.seen)}")
     if sources.broken:
