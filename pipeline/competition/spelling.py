@@ -30,14 +30,6 @@ def parts_of(texts: Iterable[str]) -> set[str]:
     return texts | {part for text in texts for part in re.split(BETWEEN, text) if part}
 
 
-def is_same(one: str, other: str) -> bool:
-    """Return True for two spellings of one label: equal numbers, or equal but for case, spaces and marks."""
-    if number(one) is not None and number(other) is not None:
-        return number(one) == number(other)
-    plain = plain_name(composed(one))
-    return bool(plain) and plain == plain_name(composed(other))
-
-
 def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvidence, str]:
     """Write the labels as `asked` writes them (the sample submission, or a model's names), with a note.
 
@@ -58,6 +50,8 @@ def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvid
         ways += [_as_whole, _with_zero]
     for way in ways:
         called = {name: way(name) for name in names}
+        if all(name == text for name, text in called.items()):
+            continue
         new = parts_of(called.values())
         kept = wanted & parts <= new  # labels that were right stay right
         # 0 stands for a whole number in the sample, also where 0 is no label
@@ -90,12 +84,26 @@ def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[La
     return evidence, ""
 
 
-def other_spelling(value: str, names: Collection[str]) -> str | None:
-    """Return the only one of `names` that is `value` written in another way; None if there is none."""
-    if value in names:
-        return None
-    found = [name for name in names if is_same(name, value)]
-    return found[0] if len(found) == 1 else None
+def other_spellings(values: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """Return value -> the only one of `names` that is this value written in another way.
+
+    Two spellings of one label are equal numbers, or equal but for case, spaces and marks. Values that are
+    names, or no name's spelling, are left out.
+    """
+    by_number: dict[float | None, list[str]] = {}
+    by_plain: dict[str, list[str]] = {}
+    for name in names:
+        by_number.setdefault(number(name), []).append(name)
+        by_plain.setdefault(plain_name(composed(name)), []).append(name)
+    by_plain.pop("", None)
+    found = {}
+    for value in set(values) - set(names):
+        same = by_plain.get(plain_name(composed(value)), [])
+        if (amount := number(value)) is not None:  # numbers are compared as numbers
+            same = [*by_number.get(amount, []), *(name for name in same if number(name) is None)]
+        if len(same) == 1:
+            found[value] = same[0]
+    return found
 
 
 def _decomposed(text: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
-from pipeline.competition.spelling import other_spelling
+from pipeline.competition.spelling import other_spellings
 from pipeline.competition.subjects import Resolved, resolve
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
@@ -183,14 +183,15 @@ def _refuse_other_spelling(sample: Table, column: str, form: SubmissionForm, tar
     """Raise if the sample writes a class otherwise than the labels: Kaggle compares texts."""
     names = form.written or target.names
     mark = form.separator if form.kind != "label" else None
-    for line, cell in zip(sample.lines, sample.column(column), strict=True):
-        for value in split_parts(cell, mark) if mark else [cell.strip()]:
-            if (known := other_spelling(value, names)) is not None:
-                raise UserError(
-                    f"{sample.path}: row {line}, column {column!r}: {value!r}, but the training labels write "
-                    f"{known!r}: write all labels as the competition does, in the training data or here; to "
-                    f"predict them as they are in the training data: --target {target.kind}"
-                )
+    rows = [split_parts(cell, mark) if mark else [cell.strip()] for cell in sample.column(column)]
+    known = other_spellings((value for row in rows for value in row), names)
+    for line, row in zip(sample.lines, rows, strict=True):
+        for value in (value for value in row if value in known):
+            raise UserError(
+                f"{sample.path}: row {line}, column {column!r}: {value!r}, but the training labels write "
+                f"{known[value]!r}: write all labels as the competition does, in the training data or here; "
+                f"to predict them as they are in the training data: --target {target.kind}"
+            )
 
 
 def _are_lists_of_numbers(sample: SampleEvidence, class_names: Sequence[str]) -> bool:
