@@ -365,7 +365,9 @@ def test_a_blend_has_the_class_order_of_its_first_model_not_of_a_refused_member(
     )
     made["class_names"] = made["target"]["names"] = turned  # as earlier versions wrote it
     write_json(tmp_path / "blend/run.json", made)
-    with pytest.raises(UserError, match=r"order 'red', 'blue', 'green'.*pipeline\.folds\.blend --runs"):
+    with pytest.raises(
+        UserError, match=r"order 'red', 'blue', 'green'.*: python -m pipeline\.folds\.blend --runs"
+    ):
         gather([tmp_path / "blend"])
 
 

@@ -181,32 +181,30 @@ def _write(
 
     # Of the first member that predicts: prior, decision and outputs are in the order of its classes, as are
     # the predictions of the blend
-    lead = next(member for member, weight in zip(members, choice.weights, strict=True) if weight)
+    used = [(member, weight) for member, weight in zip(members, choice.weights, strict=True) if weight]
+    lead = used[0][0]
     output, first, target = args.output, lead.record, lead.record.target
     blended = in_order(blended, target)
     truth = target.encode(labels)
     scores = all_metrics(target, truth, blended.values, first.metric)
-    weights = [
-        (member.path, weight) for member, weight in zip(members, choice.weights, strict=True) if weight
-    ]
     write_oof(output, blended, labels, (parts - parts.min() + 1).tolist())
     _write_rows(output, lead, blended, labels)
-    used = [member.record.name for member, weight in zip(members, choice.weights, strict=True) if weight]
     decisions = []
     if choice.rule != "ranks":
         decisions = decide(target, first.metric, truth, blended.values, parts)
-    command = ["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]
+    flags = [*map(str, args.runs), "--output", str(output)]
+    command = shlex.join([*"python -m pipeline.folds.blend --runs".split(), *flags])
     record: dict[str, Any] = {
         "format": FORMAT,
         "kind": "blend",
         "task": first.task,
-        "name": " + ".join(used),
+        "name": " + ".join(member.record.name for member, _ in used),
         "recipe": {"data": first.data_settings},
         "class_names": list(target.names),
         "target": target.record(),
         "metric": {"name": first.metric, "higher_is_better": find_metric(first.metric).higher_is_better},
         "prior": first.prior,
-        "members": {os.path.relpath(path, output): weight for path, weight in weights},
+        "members": {os.path.relpath(member.path, output): weight for member, weight in used},
         "blend": {
             "rule": choice.rule,
             "way": choice.way,
@@ -221,7 +219,7 @@ def _write(
         "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
         **calibration(target, truth, blended.values),
         "decisions": decisions,
-        "command": shlex.join(command),
+        "command": command,
         "data": first.values.get("data"),
         "seed": args.seed,
         **environment(),
