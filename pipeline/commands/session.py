@@ -154,9 +154,9 @@ def refuse_changes(args: argparse.Namespace, output: Path, given: Recipe | None)
     Raises:
         UserError: it was trained with another recipe; the differences are listed.
     """
-    from pipeline.config import differences, validate_recipe
+    from pipeline.config import validate_recipe
     from pipeline.run_record import read_record
-    from pipeline.training.resume import DECIDE_NOTHING
+    from pipeline.training.resume import deciding_differences
 
     record = read_record(output)
     values = record.values.get("recipe") if record and record.kind == "run" else None
@@ -167,9 +167,8 @@ def refuse_changes(args: argparse.Namespace, output: Path, given: Recipe | None)
     except UserError:  # of another version: it cannot be compared
         return
     wanted = given or asked_recipe(args, None if args.recipe else values)
-    changed = differences(stored, wanted)
     raise_all(
-        [f"{key}: {change}" for key, change in changed.items() if key not in DECIDE_NOTHING],
+        [f"{key}: {change}" for key, change in deciding_differences(stored, wanted).items()],
         f"the run in {output} is complete, and was trained with another recipe; a complete run cannot be "
         "continued: train with these settings in another --output, or leave them out:",
     )

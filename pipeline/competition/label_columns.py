@@ -10,6 +10,7 @@ from pipeline.competition.folders import plain_name
 from pipeline.competition.id_columns import column_called, is_id_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
+from pipeline.competition.spelling import parts_of
 from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
@@ -276,19 +277,12 @@ def _held_elsewhere(table: Table, name: str, others: Sequence[str], wanted: Want
     """
     if wanted.numbers and len(wanted.values) < 2:
         return []
-    cells = {cell.strip() for cell in table.column(name)}
-    known = cells | {part for cell in cells for part in _parts(cell)}
-    if any(value in known or known & set(_parts(value)) for value in wanted.values):
+    if parts_of(table.column(name)) & parts_of(wanted.values):
         return []
     rest = [other for other in others if other != name]
     if not wanted.numbers:
         return _holding(table, rest, wanted)
     return [other for other in rest if wanted.values <= {cell.strip() for cell in table.column(other)}]
-
-
-def _parts(cell: str) -> list[str]:
-    """Return the parts of a cell between spaces and other marks."""
-    return [part for part in re.split(r"[\s,;|]+", cell) if part]
 
 
 def _alike_called(others: Sequence[str], wanted: Sequence[str]) -> list[str]:

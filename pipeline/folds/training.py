@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.rows import Competition
-from pipeline.config import differences, validate_recipe
+from pipeline.config import validate_recipe
 from pipeline.errors import EXIT_DONE, Interrupted, UserError, raise_all
 from pipeline.files import set_aside
 from pipeline.folds.assembly import assemble, is_put_together
@@ -26,7 +26,7 @@ from pipeline.recipe import Recipe
 from pipeline.run import run_entries
 from pipeline.run_names import RECORD
 from pipeline.run_record import read_record, read_values
-from pipeline.training.resume import DECIDE_NOTHING
+from pipeline.training.resume import deciding_differences
 from pipeline.wording import listed
 
 
@@ -178,10 +178,7 @@ def _check_members(plan: Plan, recipe: Recipe) -> None:
         values = read_values(path)
         commands.append(str(values.get("command") or ""))
         stored = validate_recipe(values.get("recipe") or {}, {}, str(path))
-        changed = {
-            key: change for key, change in differences(stored, recipe).items() if key not in DECIDE_NOTHING
-        }
-        for key, change in changed.items():
+        for key, change in deciding_differences(stored, recipe).items():
             found.setdefault(f"{key}: {change}", []).append(number)
     raise_all(
         [f"fold {listed(map(str, numbers))}: {change}" for change, numbers in found.items()],

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,14 +184,18 @@ def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
             problems.append(
                 f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
             )
-        elif not all_finite(found[name]):
-            problems.append(f"{name}: holds NaN or infinity")
+        else:
+            problems += nan_problems([(name, found[name])])
     return problems
 
 
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return True if `tensor` has no NaN and no infinity. One pass, without a second tensor in memory."""
-    return not tensor.numel() or all(value.isfinite() for value in tensor.aminmax())  # NaN wins in both
+def nan_problems(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Name the tensors that hold NaN or infinity. One pass, without a second tensor in memory."""
+    return [
+        f"{name}: holds NaN or infinity"
+        for name, tensor in tensors
+        if tensor.numel() and not all(value.isfinite() for value in tensor.aminmax())  # NaN wins in both
+    ]
 
 
 def own_memory(model: nn.Module) -> None:
@@ -258,11 +262,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     problems += [
         f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)
     ]
-    problems += [
-        f"{name}: holds NaN or infinity"
-        for name, weight in model.named_parameters()
-        if not all_finite(weight)
-    ]
+    problems += nan_problems(model.named_parameters())
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     own_memory(model)
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])

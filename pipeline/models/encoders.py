@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pipeline.errors import UserError, raise_all
-from pipeline.models.backbones import UNUSED_WEIGHTS, all_finite, hold_statistics, own_memory
+from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, nan_problems, own_memory
 from pipeline.models.checkpoint_config import load_config, unloadable
 
 # Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
@@ -49,11 +49,7 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
         for name in sorted(info["unexpected_keys"])
         if not UNUSED_WEIGHTS.search(name) and not HEADS.match(name)
     ]
-    problems += [
-        f"{name}: holds NaN or infinity"
-        for name, weight in model.named_parameters()
-        if not all_finite(weight)
-    ]
+    problems += nan_problems(model.named_parameters())
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     hold_statistics(model)
     own_memory(model)

@@ -230,8 +230,7 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         )
     if (
         several != "no"
-        and case.asked.kind is None
-        and case.metric is None
+        and case.is_open
         and separator == ","
         and may_have_decimal_commas(labels.texts)
         and are_numbers(sample_cells or ("0",))

@@ -36,6 +36,11 @@ class Case:
             return []
         return [row[0].strip() for row in self.sample.cells if row[0].strip()]
 
+    @property
+    def is_open(self) -> bool:
+        """True where the user named neither metric nor kind."""
+        return self.metric is None and self.asked.kind is None
+
     def needs(self, *what: str) -> bool:
         """Return True where the metric is known and needs one of these."""
         return self.metric is not None and self.metric.needs in what

@@ -69,17 +69,17 @@ def of_columns(case: Case) -> Read:
 
 def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
     labels = case.labels
-    if are_shares(cells) and case.metric is None and case.asked.kind is None:
+    if are_shares(cells) and case.is_open:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
             "numbers, scored by their distance: --metric rmse (or mae, r2)",
             "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then "
             "--target multilabel",
         )
-    whole, open_question = not has_fraction(cells), case.metric is None and case.asked.kind is None
+    whole = not has_fraction(cells)
     sample_cells = [cell for row in (case.sample.cells if case.sample else ()) for cell in row]
     values = sorted(set(cells), key=float)
-    if open_question and whole and len(values) <= FEW_NUMBERS and are_fractions_of_one(sample_cells):
+    if case.is_open and whole and len(values) <= FEW_NUMBERS and are_fractions_of_one(sample_cells):
         shown = next(cell for cell in sample_cells if has_fraction([cell]))
         other = quoted([value for value in values if not are_flags([value])])
         raise case.ambiguous(
@@ -94,7 +94,7 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
         for name, column in zip(labels.columns, zip(*labels.cells, strict=True), strict=True)
         if are_flags(column) and len(set(column)) > 1
     ]
-    if open_question and flags and len(labels.cells) >= TELLING_ROWS:
+    if case.is_open and flags and len(labels.cells) >= TELLING_ROWS:
         rest = [name for name in labels.columns if name not in flags]
         raise case.ambiguous(
             f"{listed(flags)} {'holds' if len(flags) == 1 else 'hold'} only 0 and 1, beside numbers in "
@@ -103,7 +103,7 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
             "one is a class or a probability: train one column at a time: --set data.label_column=NAME and a "
             "sample submission with only that column",
         )
-    if open_question and whole and not has_fraction(sample_cells):
+    if case.is_open and whole and not has_fraction(sample_cells):
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
             "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",

@@ -125,7 +125,7 @@ def choose_attention(
         )
     if wanted == "fused":
         return "fused", None
-    if not _can(compute):
+    if not _has_two_ways(compute):
         raise UserError(
             f"attention: products is for half precision on a CPU, but this is {compute.describe()}: --set "
             "attention=auto"
@@ -148,7 +148,7 @@ def time_blocks(task: AttendingTask, compute: Compute, micro_batch_size: int) ->
     None if there is only one way here. The blocks are nearly all of the work of a step, so their time is also
     an estimate of a step's. Model and random generators are unchanged.
     """
-    if not _can(compute) or not task.attend_by_products(True):
+    if not _has_two_ways(compute) or not task.attend_by_products(True):
         return None
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
@@ -178,7 +178,7 @@ def time_blocks(task: AttendingTask, compute: Compute, micro_batch_size: int) ->
     return BlockTimes(rows, arrived, forward, seconds[False], seconds[True], more, problem)
 
 
-def _can(compute: Compute) -> bool:
+def _has_two_ways(compute: Compute) -> bool:
     return compute.device.type == "cpu" and compute.half is not None
 
 

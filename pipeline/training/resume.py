@@ -50,6 +50,11 @@ FIXED = (
 )
 
 
+def deciding_differences(old: Recipe, new: Recipe) -> dict[str, str]:
+    """Return `old -> new` for every key that differs and that the weights depend on."""
+    return {key: change for key, change in differences(old, new).items() if key not in DECIDE_NOTHING}
+
+
 def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
     """Write the rows of a run.
 
@@ -141,9 +146,7 @@ class ResumedRun:
         Raises:
             UserError: it differs and differences are not accepted, or the saved state does not fit it.
         """
-        changed = {
-            key: values for key, values in differences(stored, wanted).items() if key not in DECIDE_NOTHING
-        }
+        changed = deciding_differences(stored, wanted)
         heading = f"the run in {self.output} was started with another recipe"
         misfits = [f"{key}: {values}" for key, values in changed.items() if key in FIXED]
         raise_all(
