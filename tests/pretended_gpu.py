@@ -1,11 +1,12 @@
 """A pretended GPU: CPU tensors that know on which device they would lie, for machines without one.
 
-Everything is computed on the CPU, so results are those of a run without a GPU. What changes is what a GPU would
-refuse: an operation that mixes tensors of two devices, `.numpy()` of a tensor on the GPU. The branches for CUDA
-(fp16 with a scaler, random states, freeing memory) are taken too. Not pretended: kernels, streams and speed.
+Everything is computed on the CPU, so results are those of a run without a GPU. What changes is what a GPU
+would refuse: an operation that mixes tensors of two devices, `.numpy()` of a tensor on the GPU. The branches
+for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. Not pretended: kernels, streams and
+speed.
 
-A tensor lies on the GPU if its storage was moved or made there. A torch function mode sees the calls that name
-a device, a dispatch mode all others, the backward pass included.
+A tensor lies on the GPU if its storage was moved or made there. A torch function mode sees the calls that
+name a device, a dispatch mode all others, the backward pass included.
 """
 
 from __future__ import annotations
