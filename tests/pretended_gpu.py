@@ -2,7 +2,7 @@
 
 Everything is computed on the CPU, so results are those of a run without a GPU. What changes is what a GPU
 would refuse: an operation that mixes tensors of two devices, `.numpy()` of a tensor on the GPU. The branches
-for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. Not pretended: kernels, streams and
+for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. Not pretended: kernels, streams,
 speed.
 
 A tensor lies on the GPU if its storage was moved or made there. A torch function mode sees the calls that
