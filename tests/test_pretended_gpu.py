@@ -1,0 +1,160 @@
+"""The commands under a pretended GPU: what would mix tensors of two devices on a real one fails here, on any
+machine; and the numbers are those of a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import competitions
+import numpy as np
+import pandas as pd
+import pretended_gpu
+import pytest
+import test_vqa
+import torch
+from test_train import arguments
+
+import inference
+import train
+from pipeline.cleaning import suspects
+from pipeline.errors import Interrupted
+from pipeline.report import attention
+
+H100, T4 = (9, 0), (7, 5)
+# Answers that are computed in different ways: by class, grade, number, tag, five guesses, several images
+KINDS = ("label_table", "grades", "numbers", "tags", "best_five", "views_by_table")
+# What changes a step or the weights that are kept
+RUNS = {
+    "mixed images": "--floor --set augmentation.policy=rand_augment --set augmentation.erasing=0.5 "
+    "--set augmentation.mixup=0.4 --set augmentation.cutmix=1 --set augmentation.noise=0.1 "
+    "--set optimizer.loss=focal --set optimizer.logit_adjustment=1",
+    "mean of steps": "--set optimizer.ema=0.9 --set checkpoint.keep=best --set lora.variant=dora "
+    "--set head.init=probe --set optimizer.max_grad_norm=1",
+    "soup": "--set checkpoint.keep=soup --set schedule.image_sizes=[16,32] --set lora.init=pissa "
+    "--set optimizer.label_smoothing=0.1 --set data.sampling=classes",
+    "all weights": "--lora-rank 0 --set optimizer.layer_decay=0.8 --set checkpoint.keep=average "
+    "--set optimizer.name=sgd",
+}
+
+
+@pytest.fixture
+def h100() -> Iterator[None]:
+    with pretended_gpu.pretended_gpu(H100):
+        yield
+
+
+@pytest.fixture
+def t4() -> Iterator[None]:
+    with pretended_gpu.pretended_gpu(T4):
+        yield
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda here, there: here + there,
+        lambda here, there: here.matmul(there),
+        lambda here, there: torch.nn.functional.linear(here, there),
+        lambda here, there: torch.where(here > 0, here, there),
+        lambda here, there: there.add_(here),
+        lambda here, there: here[there.long()],
+        lambda here, there: torch.cat([here, there]),
+        lambda here, there: there.numpy(),
+        lambda here, there: np.asarray(there),
+        lambda here, there: (here.requires_grad_() * there.cpu()).sum().backward(there.sum()),
+    ],
+)
+def test_what_a_gpu_refuses_is_refused(h100: None, mixed: object) -> None:
+    here, there = torch.eye(3), torch.eye(3).to("cuda")
+    assert (here.device.type, there.device.type) == ("cpu", "cuda")
+    with pytest.raises((RuntimeError, TypeError), match="cuda"):
+        mixed(here, there)
+
+
+def test_what_a_gpu_takes_is_taken(h100: None) -> None:
+    here, there = torch.eye(3), torch.ones(3, 3, device="cuda")
+    assert (there * 2 + torch.tensor(1.0))[torch.tensor([0])].device.type == "cuda"
+    here.copy_(there)
+    assert here.device.type == "cpu" and float(here.sum()) == 9 == there.sum().item()
+    weight = torch.nn.Parameter(there)
+    (weight * 3).sum().backward()
+    assert weight.grad.device.type == "cuda" and weight.grad.cpu().numpy().tolist() == [[3.0] * 3] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_answer(kind: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    made = competitions.KINDS[kind](tmp_path / "data")
+    flags = [
+        *"--epochs 1 --batch-size 8 --precision fp32 --set lora.dropout=0 --set data.workers=0".split(),
+        *made.flags,
+    ]
+    found = []
+    for device in (nullcontext(), pretended_gpu.pretended_gpu(H100)):
+        run, file = tmp_path / f"run{len(found)}", tmp_path / f"predictions{len(found)}.csv"
+        with device:
+            words = ["--data", str(made.root), "--output"]
+            assert train.main([*words, str(run), "--backbone", str(tiny_backbone), *flags]) == 0
+            assert inference.main([*words, str(file), "--model", str(run), "--precision", "fp32"]) == 0
+        found.append(
+            (record(run)["device"], history(run)[-1]["train_loss"], np.load(run / "val_probs.npy"), file)
+        )
+    (cpu, cpu_loss, cpu_values, cpu_file), (gpu, loss, values, file) = found
+    assert gpu == pretended_gpu.NAME != cpu
+    assert loss == pytest.approx(cpu_loss, rel=1e-4)
+    np.testing.assert_allclose(values, cpu_values, atol=1e-4)
+    pd.testing.assert_frame_equal(pd.read_csv(file), pd.read_csv(cpu_file), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fp16_with_everything_that_changes_a_step(
+    name: str, t4: None, competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """A T4 has no bf16: fp16 and a scaler. Stopped and resumed, predicted with other views."""
+    run, flags = tmp_path / "run", ["--epochs", "3", "--set", "data.workers=0", *RUNS[name].split()]
+    start = arguments(competition, tiny_backbone, run, *flags)
+    with pytest.raises(Interrupted):
+        train.main([*start, "--max-minutes", "0"])
+    assert train.main([*start, "--resume"]) == 0
+    assert record(run)["precision"] == "fp16"
+    losses = [line["val_loss"] for line in history(run)]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    file = tmp_path / "predictions.csv"
+    words = ["--model", str(run), "--data", str(competition), "--output", str(file), "--tta", "flip"]
+    assert inference.main(words) == 0
+    assert len(pd.read_csv(file)) == 5
+
+
+def test_dry_run_folds_suspects_attention(
+    h100: None, competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    start = arguments(competition, tiny_backbone, run)
+    assert train.main([*start, "--dry-run"]) == 0
+    assert train.main([*start, "--folds", "2"]) == 0
+    file = tmp_path / "predictions.csv"
+    words = ["--model", str(run), "--data", str(competition), "--output", str(file)]
+    assert inference.main(words) == 0
+    assert record(run / "fold-1")["precision"] == "bf16"
+    assert suspects.main(["--model", str(run), "--data", str(competition)]) == 0
+    assert attention.main(["--runs", str(run / "fold-1")]) == 0
+
+
+def test_questions(h100: None, tiny_backbone: Path, tmp_path: Path) -> None:
+    data = test_vqa.make_questions(tmp_path / "data")
+    path = test_vqa.recipe(tmp_path, tiny_backbone, precision="auto", epochs="1")
+    assert train.main(test_vqa.arguments(tmp_path, path, tmp_path / "run")) == 0
+    file = tmp_path / "answers.csv"
+    assert inference.main(["--model", str(tmp_path / "run"), "--data", str(data), "--output", str(file)]) == 0
+    assert pd.read_csv(file, dtype=str).shape[0] == 15
