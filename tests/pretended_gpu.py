@@ -12,7 +12,7 @@ name a device, a dispatch mode all others, the backward pass included.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+from pipeline.ranks import local_rank
+
+CPU = torch.device("cpu")
 NAME = "Pretended GPU"
 # These may mix devices: copies, and an index on the CPU into a tensor on the GPU
 COPIES = {"copy_", "_to_copy", "_foreach_copy_", "set_", "lift_fresh"}
@@ -33,7 +35,8 @@ T, aten = torch.Tensor, torch.ops.aten
 class Gpu:
     """The storages that lie on the pretended GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.device = torch.device("cuda", number)
         # The weak reference keeps the address from being used again
         self.storages: dict[int, StorageWeakRef] = {}
         self.is_moving = False
@@ -70,6 +73,21 @@ class Gpu:
         return out
 
 
+class Stream:
+    """A stream, or an event, in which everything is done at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.device = CPU
+
+    def wait_stream(self, *_: Any) -> None: ...
+    def wait_event(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+    def wait(self, *_: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def record_event(self, *_: Any) -> Stream:
+        return self
+
+
 class Operations(TorchDispatchMode):
     """Refuses operations on tensors of two devices, and notes where results lie."""
 
@@ -93,8 +111,12 @@ class Operations(TorchDispatchMode):
                     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
                     f"and cpu: {name} of {[tuple(tensor.shape) for tensor in given]}, on the cpu {wrong}"
                 )
-        out = func(*args, **(kwargs or {}))
-        if any(there) and not self.gpu.is_moving:
+        kwargs = dict(kwargs or {})
+        made_there = getattr(kwargs.get("device"), "type", None) == "cuda"
+        if made_there:  # in the backward pass, where the function mode sees nothing
+            kwargs["device"] = CPU
+        out = func(*args, **kwargs)
+        if made_there or (any(there) and not self.gpu.is_moving):
             for result in tree_leaves(out):
                 if isinstance(result, torch.Tensor) and all(result is not tensor for tensor in given):
                     self.gpu.take(result)
@@ -115,7 +137,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func == T.device.__get__:
-            return GPU if self.gpu.holds(args[0]) else func(*args)
+            return self.gpu.device if self.gpu.holds(args[0]) else func(*args)
         if func == T.is_cuda.__get__:
             return self.gpu.holds(args[0])
         if func in (T.numpy, T.__array__) and self.gpu.holds(args[0]):
@@ -123,7 +145,7 @@ class Calls(TorchFunctionMode):
         if func is T.cpu:
             return self.gpu.move(args[0], CPU)
         if func is T.cuda:
-            return self.gpu.move(args[0], GPU)
+            return self.gpu.move(args[0], self.gpu.device)
         if func is T.pin_memory:
             return args[0]
         if func is T.to:
@@ -144,7 +166,7 @@ class Calls(TorchFunctionMode):
             return out
         given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         if any(out.untyped_storage()._cdata == tensor.untyped_storage()._cdata for tensor in given):
-            return self.gpu.move(out, GPU)
+            return self.gpu.move(out, self.gpu.device)
         self.gpu.take(out)
         return out
 
@@ -152,7 +174,7 @@ class Calls(TorchFunctionMode):
         """Return what `tensor.to(...)` returns."""
         if args and isinstance(args[0], torch.Tensor):
             other = args[0]
-            device = GPU if self.gpu.holds(other) else CPU
+            device = self.gpu.device if self.gpu.holds(other) else CPU
             return self.gpu.move(tensor, device, dtype=other.dtype)
         copy = kwargs.pop("copy", None)
         device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
@@ -171,14 +193,20 @@ def _on_cpu(make: Callable) -> Callable:
 
 
 @contextmanager
-def pretended_gpu(capability: tuple[int, int] = (9, 0), free: int = 12_000_000_000) -> Iterator[Gpu]:
-    """Pretend a GPU of this compute capability (9.0: H100, 7.5: T4) with `free` bytes in this thread."""
-    gpu, cuda = Gpu(), "torch.cuda."
+def pretended_gpu(
+    capability: tuple[int, int] = (9, 0), free: int = 12_000_000_000, cards: int = 1
+) -> Iterator[Gpu]:
+    """Pretend `cards` GPUs of this compute capability (9.0: H100, 7.5: T4) with `free` bytes in this thread.
+
+    Processes started by torchrun have one each, and exchange tensors by gloo, which NCCL would do.
+    """
+    gpu, cuda = Gpu(local_rank()), "torch.cuda."
     fork_rng, scaler = torch.random.fork_rng, torch.amp.GradScaler
+    join = torch.distributed.init_process_group
     answers: dict[str, Any] = {
         cuda + "is_available": lambda: True,
-        cuda + "device_count": lambda: 1,
-        cuda + "current_device": lambda: 0,
+        cuda + "device_count": lambda: cards,
+        cuda + "current_device": lambda: gpu.device.index,
         cuda + "get_device_name": lambda *_: NAME,
         cuda + "get_device_capability": lambda *_: capability,
         cuda + "mem_get_info": lambda *_: (free, free),
@@ -190,6 +218,12 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), free: int = 12_000_000_0
         cuda + "get_rng_state": lambda *_: torch.get_rng_state(),
         cuda + "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "torch.accelerator.current_accelerator": lambda *_, **__: None,
+        cuda + "_lazy_init": lambda: None,
+        cuda + "Stream": Stream,
+        cuda + "Event": Stream,
+        cuda + "current_stream": lambda *_: Stream(),
+        cuda + "stream": lambda _: nullcontext(),
+        "torch.distributed.init_process_group": lambda backend, **words: join("gloo", **words),
         "torch.random.fork_rng": lambda devices=(), **_: fork_rng(devices=[]),
         "torch.autocast": _on_cpu(torch.autocast),
         "torch.amp.autocast": _on_cpu(torch.amp.autocast),

@@ -6,7 +6,7 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 tests/several.py
 COMMANDS is JSON, such as '[["train", "--data", ...], ["inference", ...]]'.
 
 A word that is a list is for each process its own. FAULT is `kind:rank:call`: what happens in that process at
-that call of the task's loss in the last command.
+that call of the task's loss in the last command. With PRETENDED_GPU=1 each process has a pretended GPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+from pretended_gpu import pretended_gpu  # noqa: E402
 
 import inference  # noqa: E402
 import train  # noqa: E402
@@ -77,6 +79,12 @@ def arm(kind: str, rank: int, call: int) -> None:
 
 def main() -> int:
     commands = json.loads(sys.argv[1])
+    with pretended_gpu(cards=2) if os.environ.get("PRETENDED_GPU") else nullcontext():
+        return run_all(commands)
+
+
+def run_all(commands: list[list]) -> int:
+    """Run the commands; return the exit code of the first that fails, or 0."""
     for number, (name, *words) in enumerate(commands, 1):
         if number == len(commands) and len(sys.argv) > 2:
             kind, rank, call = sys.argv[2].split(":")

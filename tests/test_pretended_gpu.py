@@ -16,6 +16,8 @@ import pretended_gpu
 import pytest
 import test_vqa
 import torch
+from safetensors.torch import load_file
+from test_processes import torchrun
 from test_train import arguments
 
 import inference
@@ -158,3 +160,30 @@ def test_questions(h100: None, tiny_backbone: Path, tmp_path: Path) -> None:
     file = tmp_path / "answers.csv"
     assert inference.main(["--model", str(tmp_path / "run"), "--data", str(data), "--output", str(file)]) == 0
     assert pd.read_csv(file, dtype=str).shape[0] == 15
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_gpu_each(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    """Each process has its own card, and tensors are exchanged from there; also with sharded weights."""
+    full = ["--lora-rank", "0", "--lr", "0.001", "--set", "gradient_sum=reduced", "--precision", "fp32"]
+    runs = {"lora": (), "full": full, "parts": [*full, "--set", "shard=true"]}
+    commands = [
+        ["train", *arguments(competition, tiny_backbone, tmp_path / name, "--set", "data.workers=0", *more)]
+        for name, more in runs.items()
+    ]
+    file = tmp_path / "predictions.csv"
+    words = ["--model", str(tmp_path / "lora"), "--data", str(competition), "--output", str(file)]
+    process = torchrun(
+        2, "tests/several.py", json.dumps([*commands, ["inference", *words]]), PRETENDED_GPU="1"
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    for name, precision in (("lora", "bf16"), ("full", "fp32"), ("parts", "fp32")):
+        found = record(tmp_path / name)
+        assert (found["processes"], found["device"]) == (2, pretended_gpu.NAME)
+        assert found["precision"] == precision
+    assert len(pd.read_csv(file)) == 5
+    one, two = (load_file(tmp_path / name / "model_beit/model.safetensors") for name in ("full", "parts"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
