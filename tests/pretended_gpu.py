@@ -6,7 +6,8 @@ for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. Not 
 speed.
 
 A tensor lies on the GPU if its storage was moved or made there. A torch function mode sees the calls that
-name a device, a dispatch mode all others, the backward pass included.
+name a device, a dispatch mode all others, the backward pass included. There `tensor.device` says cpu, so what
+is made on `tensor.device` within the backward pass (activation checkpointing) cannot be pretended.
 """
 
 from __future__ import annotations
