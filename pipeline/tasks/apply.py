@@ -175,6 +175,18 @@ def compute_rows(
     return Computed(logits, reached, bad)
 
 
+def check_engine(run: Run, engine: str) -> None:
+    """Check that `engine` can compute the model of `run`.
+
+    Raises:
+        UserError: it is OpenVINO, and the run answers questions.
+    """
+    if engine in ON_CPU and run.task != "classification":
+        raise UserError(
+            f"--engine {engine} is for images, but {run.path} answers questions: leave --engine out"
+        )
+
+
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     """Return the rebuilt model on its device, or computed by OpenVINO.
 
@@ -186,10 +198,7 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
-    if compute.engine in ON_CPU and run.task != "classification":
-        raise UserError(
-            f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out"
-        )
+    check_engine(run, compute.engine)
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine == INT8:
         from pipeline.tasks.quantized import load
