@@ -126,6 +126,24 @@ def train_overrides(args) -> dict:
     return given | parse_assignments(args.set)
 
 
+@pytest.mark.parametrize(("share", "named"), [(0.05, True), (0.2, False)])
+def test_more_validation_rows_are_named_only_where_the_recipe_takes_fewer(share: float, named: bool) -> None:
+    """Pseudo labels train too, so the rows of training say nothing about the share that validates."""
+    text = lines(num_train=88, num_val=16, num_classes=5, **{"data.val_fraction": share})
+    assert "16 validation rows" in text and ("data.val_fraction" in text) == named
+
+
+@pytest.mark.parametrize(("folds", "named"), [([], True), (["--folds", "12"], False)])
+def test_a_fold_names_no_share_of_validation_rows(
+    tiny_backbone: Path, tmp_path: Path, folds: list[str], named: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_competition(tmp_path / "data", per_class=8)
+    words = ["--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), *folds]
+    assert train.main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 validation rows" in said and ("data.val_fraction" in said) == named
+
+
 def test_the_way_of_the_head_is_the_sum_of_its_rates() -> None:
     recipe = load_recipe(
         "beit-large-384-lora",

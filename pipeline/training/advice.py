@@ -23,6 +23,7 @@ LARGE_RECIPE = "beit-large-384-lora-ours"  # the settings of lora-ours for this 
 MOST_STEPS = 20_000  # of a longer plan only a sample of learning rates is summed
 # Validation rows: with fewer the standard error of an accuracy of one half is more than 5 points
 FEW_ROWS = 100
+SHARE = 0.2  # of the rows for validation, where the recipe takes fewer
 HALF_WAY = 0.5  # share of the steps after which a run that is no better than a constant is reported again
 A_THIRD = 1 / 3  # share of the steps after which a run below its floor is reported
 
@@ -36,17 +37,20 @@ def advise(
     new_head: bool,
     kind: str,
     images_each: float = 1.0,
+    new_split: bool = True,
 ) -> list[str]:
     """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
 
     `num_train`: images. `num_val`: validation rows as the score counts them, each id once. `kind`: the kind
-    of the target. `images_each`: images of an id, on average.
+    of the target. `images_each`: images of an id, on average. `new_split`: the recipe chooses the validation
+    rows; False for a fold and for a resumed run.
     """
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train, kind)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
-        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind))
+        more = new_split and recipe.data.val_fraction < SHARE
+        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind, more))
     return lines
 
 
@@ -117,7 +121,7 @@ def _fits(recipe: Recipe, overrides: dict[str, Any]) -> bool:
     return True
 
 
-def _row_line(num_train: float, num_val: int, num_classes: int, kind: str) -> str:
+def _row_line(num_train: float, num_val: int, num_classes: int, kind: str, may_be_more: bool) -> str:
     if kind == "continuous":
         error = f"an error measured on them has an uncertainty of about {1 / math.sqrt(2 * num_val):.0%}"
     else:
@@ -126,9 +130,8 @@ def _row_line(num_train: float, num_val: int, num_classes: int, kind: str) -> st
             f"one row is {1 / num_val:.3f}"
         )
     classes = f" for {num_classes:,} classes" if kind in ("multiclass", "ordinal") else ""
-    share = 0.2
-    rows = round(share * (num_train + num_val))
-    more = f"; --set data.val_fraction={share} gives {rows:,}" if rows > num_val else ""
+    rows = round(SHARE * (num_train + num_val))
+    more = f"; --set data.val_fraction={SHARE} gives {rows:,}" if may_be_more and rows > num_val else ""
     return f"{num_val:,} validation rows{classes} are too few to compare epochs: {error}{more}"
 
 
