@@ -90,15 +90,29 @@ def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes()
     assert "--recipe lora-ours --backbone some/other" in lines(backbone="some/other")
 
 
-def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
-    """What stands in the advice is accepted by the command line and the recipe."""
+@pytest.mark.parametrize(
+    ("name", "keys", "count"),
+    [
+        ("beit-large-384-lora", {}, 4),
+        ("beit-large-384-lora", {"lora.rank": 0, "shard": True}, 1),  # not with head_only
+        ("beit-large-384-lora", {"optimizer.lr": 3e-3, "schedule.end_lr": 2e-3, "epochs": 1}, 3),
+        ("easy-vqa", {"epochs": 1}, 0),  # its random text model must be trained
+        ("vqa-bert-vit-lora-r8", {"epochs": 1, "lora.rank": 0, "freeze": "image"}, 0),
+        ("glyphs", {"epochs": 1, "batch_size": 512}, 0),  # a head on random features learns nothing
+    ],
+)
+def test_every_flag_that_is_named_is_one(name: str, keys: dict, count: int) -> None:
+    """What stands in the advice is accepted by the command line and by the recipe at hand."""
+    text = lines(name, **keys)
     flags = [
-        line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")
+        line.strip().split("  ")[0].split() for line in text.splitlines() if line.strip().startswith("--")
     ]
-    assert len(flags) == 4
+    assert "too little training for a new head" in text
+    assert len(flags) == count and ("better in our tests" in text) == (count > 0)
     for words in flags:
         args = train.parse(words)
-        load_recipe(args.recipe or "beit-large-384-lora", train_overrides(args))
+        given = train_overrides(args)
+        load_recipe(args.recipe, given) if args.recipe else load_recipe(name, keys | given)
 
 
 def train_overrides(args) -> dict:
@@ -110,6 +124,24 @@ def train_overrides(args) -> dict:
         if getattr(args, flag) is not None
     }
     return given | parse_assignments(args.set)
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.05, True), (0.2, False)])
+def test_more_validation_rows_are_named_only_where_the_recipe_takes_fewer(share: float, named: bool) -> None:
+    """Pseudo labels train too, so the rows of training say nothing about the share that validates."""
+    text = lines(num_train=88, num_val=16, num_classes=5, **{"data.val_fraction": share})
+    assert "16 validation rows" in text and ("data.val_fraction" in text) == named
+
+
+@pytest.mark.parametrize(("folds", "named"), [([], True), (["--folds", "12"], False)])
+def test_a_fold_names_no_share_of_validation_rows(
+    tiny_backbone: Path, tmp_path: Path, folds: list[str], named: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_competition(tmp_path / "data", per_class=8)
+    words = ["--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), *folds]
+    assert train.main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 validation rows" in said and ("data.val_fraction" in said) == named
 
 
 def test_the_way_of_the_head_is_the_sum_of_its_rates() -> None:

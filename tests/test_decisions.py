@@ -14,6 +14,7 @@ from conftest import assert_says
 from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
 
 from pipeline.errors import UserError
+from pipeline.folds.assembly import decide
 from pipeline.folds.decisions import Decision, judge, read_decision, serving
 from pipeline.folds.finishing import finished
 from pipeline.folds.prior import calibration, estimate, mean_probabilities, read_prior, reweighted, shift
@@ -45,6 +46,26 @@ def test_thresholds_gain_where_a_model_is_too_shy() -> None:
     after = f1_score(more, judged[0].decision.apply(fresh, unseen) >= 0.5, average="macro")
     assert after == pytest.approx(judged[0].after, abs=0.05)
     assert after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
+
+
+@pytest.mark.parametrize(
+    ("metric", "sharpness", "kinds"),
+    [("samples_f2", 1, {"used", "another gains more"}), ("log_loss", 30, {"worse"})],
+)
+def test_what_is_said_of_a_decision_is_what_is_done(
+    metric: str, sharpness: float, kinds: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two that gain only one is used; what a decision loses beyond chance is not called chance."""
+    target, truth, values = labels_with_shy_model(np.random.default_rng(0))
+    if metric == "log_loss":  # always right and sure: the temperature of softened labels makes it less sure
+        target, truth = multiclass("abc"), np.arange(600) % 3
+        values = target.activate(sharpness * np.eye(3)[truth])
+    entries = decide(target, metric, truth, values, PARTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert {"used" if entry["used"] else entry["why_not"] for entry in entries} == kinds
+    for line, entry in zip(lines, entries, strict=True):
+        assert line.strip().startswith(entry["kind"])
+        assert line.endswith(", used" if entry["used"] else f"not used: {entry['why_not']}")
 
 
 def test_a_threshold_decides_exactly_at_its_value() -> None:

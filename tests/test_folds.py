@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, TINY_RUN, colour_patch, make_competition
+from conftest import COLOURS, TINY_RUN, assert_says, colour_patch, make_competition
 from sklearn.metrics import accuracy_score
 
 import train
@@ -365,6 +365,23 @@ def test_folds_of_other_data_or_another_recipe_are_refused(
     again = r"train it again: python train.py --data .* --epochs 2 .* --folds 3 --fold 1 --output"
     with pytest.raises(UserError, match=rf"folds in .*[\s\S]*fold 1[\s\S]*{again}"):
         train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))
+
+
+@pytest.mark.parametrize("how", [["--folds", "3", "--resume"], ["--folds", "3", "--resume", "changed"]])
+def test_other_settings_for_complete_folds_are_refused(
+    folds_run: Path, tmp_path: Path, how: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing would be trained with them, so exit code 0 would be a lie."""
+    output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    words = ["--data", str(folds_run / "data"), "--output", str(output), *how]
+    with pytest.raises(UserError) as caught:
+        train.main([*words, "--epochs", "77"])
+    assert_says(str(caught.value), str(output), "epochs: 2 -> 77")
+    with pytest.raises(UserError) as caught:  # without --folds too
+        train.main([*words[:4], "--resume", "--epochs", "77"])
+    assert_says(str(caught.value), str(output), "epochs: 2 -> 77")
+    assert train.main([*words, "--set", "data.workers=1"]) == 0  # decides nothing
+    assert "nothing to resume" in capsys.readouterr().out
 
 
 def test_groups_are_in_one_fold_each(

@@ -133,6 +133,7 @@ def test_from_the_command_line(
     assert inference.main([*words, "--tta", "auto"]) == 0
     said = capsys.readouterr().out
     assert all(f"view {name}: gain" in said for name in ("flip", "crops", "scale")) and "views used: " in said
+    assert len([line for line in said.splitlines() if " px, " in line]) == 1, "the model is described once"
     assert len(pd.read_csv(output)) == 5
     record = json.loads((run / "run.json").read_text())
     record["recipe"]["augmentation"]["horizontal_flip"] = False

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import assert_says
 
 import inference
 import train
@@ -19,6 +20,7 @@ from pipeline.competition.rows import Row
 from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
+from pipeline.kernel.make import main as make_kernel
 
 TEXT = {
     "model_type": "bert",
@@ -438,6 +440,27 @@ def test_a_bad_test_image_still_has_its_rows(learnt: Path, tmp_path: Path, capsy
     assert inference.main(arguments) == 0
     assert "1 of 3 test images cannot be decoded" in capsys.readouterr().err
     assert len(pd.read_csv(output)) == 15
+
+
+@pytest.mark.parametrize("views", ["flip", "crops"])
+def test_views_of_questions_are_refused_for_what_they_are(learnt: Path, tmp_path: Path, views: str) -> None:
+    """Leaving one view out would not help."""
+    words = ["--model", str(learnt / "run"), "--data", str(learnt / "data"), "--tta", views]
+    with pytest.raises(UserError) as caught:
+        inference.main([*words, "--output", str(tmp_path / "p.csv")])
+    assert_says(str(caught.value), "--tta", "question")
+    assert "leave flip out" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "openvino-int8"])
+def test_a_kernel_of_questions_by_openvino_is_refused_before_anything_is_made(
+    learnt: Path, tmp_path: Path, engine: str
+) -> None:
+    words = ["--model", str(learnt / "run"), "--data", str(learnt / "data"), "--competition", "colours"]
+    with pytest.raises(UserError) as caught:
+        make_kernel([*words, "--output", str(tmp_path / "kernel"), "--engine", engine])
+    assert_says(str(caught.value), f"--engine {engine}", str(learnt / "run"))
+    assert not (tmp_path / "kernel").exists()
 
 
 def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:

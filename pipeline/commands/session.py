@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.ranks import is_first
 from pipeline.run_names import PAGE, RECORD
@@ -117,7 +117,7 @@ def choose_recipe(
     """
     from pipeline.config import validate_recipe
     from pipeline.folds.plan import read_start
-    from pipeline.training.resume import ResumedRun
+    from pipeline.training.resume import ResumedRun, refuse_changes
 
     if read_start(output):
         raise UserError(
@@ -125,7 +125,7 @@ def choose_recipe(
             "--output"
         )
     if args.resume and (output / RECORD).exists():
-        refuse_changes(args, output, given)
+        refuse_changes(output, lambda stored: given or asked_recipe(args, None if args.recipe else stored))
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / PAGE).exists() and is_first():  # killed in its last second
             from pipeline.report.page import build_report
@@ -146,29 +146,3 @@ def choose_recipe(
             "--output"
         )
     return given or asked_recipe(args), None
-
-
-def refuse_changes(args: argparse.Namespace, output: Path, given: Recipe | None) -> None:
-    """Check that the complete run in `output` has the recipe that is asked for, as nothing would be trained.
-
-    Raises:
-        UserError: it was trained with another recipe; the differences are listed.
-    """
-    from pipeline.config import validate_recipe
-    from pipeline.run_record import read_record
-    from pipeline.training.resume import deciding_differences
-
-    record = read_record(output)
-    values = record.values.get("recipe") if record and record.kind == "run" else None
-    if values is None:
-        return
-    try:
-        stored = validate_recipe(values, {}, where=str(output / RECORD))
-    except UserError:  # of another version: it cannot be compared
-        return
-    wanted = given or asked_recipe(args, None if args.recipe else values)
-    raise_all(
-        [f"{key}: {change}" for key, change in deciding_differences(stored, wanted).items()],
-        f"the run in {output} is complete, and was trained with another recipe; a complete run cannot be "
-        "continued: train with these settings in another --output, or leave them out:",
-    )

@@ -261,9 +261,10 @@ def decide(
     The best one is marked as used if its gain is more than chance.
     """
     judged = judge(target, metric, truth, values, parts)
-    for one in judged:
-        print(f"  {one.describe(metric)}")
-    return [one.record(number == 0 and one.used) for number, one in enumerate(judged)]
+    chosen = [number == 0 and one.used for number, one in enumerate(judged)]
+    for one, used in zip(judged, chosen, strict=True):
+        print(f"  {one.describe(metric, used)}")
+    return [one.record(used) for one, used in zip(judged, chosen, strict=True)]
 
 
 def describe(folds: dict[str, Any], metric: str) -> str:

@@ -103,9 +103,17 @@ class Judged:
         """True where the gain is more than chance."""
         return self.gain > ENOUGH_ERRORS * self.error and self.gain > 1e-9
 
-    def describe(self, metric: str) -> str:
+    def why_not(self) -> str:
+        """Return why this decision is not used: it makes the score worse, does not gain more than chance, or
+        another one gains more.
+        """
+        if self.used:
+            return "another gains more"
+        return "worse" if -self.gain > ENOUGH_ERRORS * self.error and self.gain < -1e-9 else "within chance"
+
+    def describe(self, metric: str, used: bool) -> str:
         """Return a line such as `thresholds: macro_f1 0.6100 -> 0.6500 (gain +0.0400 ± 0.0100), used`."""
-        verdict = "used" if self.used else "not used: within chance"
+        verdict = "used" if used else f"not used: {self.why_not()}"
         return (
             f"{self.decision.kind}: {metric} {self.before:.4f} -> {self.after:.4f} (gain {self.gain:+.4f} "
             f"± {self.error:.4f}), {verdict}"
@@ -115,6 +123,7 @@ class Judged:
         """Return the entry of run.json."""
         numbers = [float(number) for number in self.decision.numbers]
         scores = {"before": self.before, "after": self.after, "gain": self.gain, "error": self.error}
+        scores |= {} if used else {"why_not": self.why_not()}
         scale = {"grades": list(self.grades)} if self.grades else {}
         return {"kind": self.decision.kind, "numbers": numbers, **scale, **scores, "used": used}
 

@@ -26,7 +26,7 @@ from pipeline.recipe import Recipe
 from pipeline.run import run_entries
 from pipeline.run_names import RECORD
 from pipeline.run_record import read_record, read_values
-from pipeline.training.resume import deciding_differences
+from pipeline.training.resume import deciding_differences, refuse_changes
 from pipeline.wording import listed
 
 
@@ -62,6 +62,7 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
         if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
             _check_count(output, len(record.values["members"]), args.folds)
             if is_put_together(output, record):
+                refuse_changes(output, lambda old: steps.recipe(args, None if args.recipe else old))
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
             # One fold is missing or was trained again

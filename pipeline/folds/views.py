@@ -60,15 +60,15 @@ def check_views(views: Sequence[str], team: Team) -> None:
     Raises:
         UserError: a flip, and a run was trained without mirrored images; or the task is not classification.
     """
-    never = [str(leaf.run.path) for leaf in team.leaves if not may_flip(leaf.run)]
-    if "flip" in views and never:
-        why = "was trained without mirrored images (augmentation.horizontal_flip is off, or not known)"
-        raise UserError(f"--tta flip: {never[0]} {why}: leave flip out")
     if views and team.first.task != "classification":
         raise UserError(
             "--tta is for images with labels: a question about a mirrored or cropped image may have another "
             "answer"
         )
+    never = [str(leaf.run.path) for leaf in team.leaves if not may_flip(leaf.run)]
+    if "flip" in views and never:
+        why = "was trained without mirrored images (augmentation.horizontal_flip is off, or not known)"
+        raise UserError(f"--tta flip: {never[0]} {why}: leave flip out")
 
 
 def make_views(pixels: torch.Tensor, views: Sequence[str]) -> list[torch.Tensor]:

@@ -45,7 +45,7 @@ from pipeline.kernel.stages import Stages
 from pipeline.lock import holding_file
 from pipeline.shapes import read_object
 from pipeline.submission.belonging import check_belongs
-from pipeline.tasks.apply import read_for
+from pipeline.tasks.apply import check_engine, read_for
 
 SUBMISSION = "submission.csv"
 
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     competition = read_for(team.first, args.data)
     check_belongs(team.first.target, competition, team.first.path)
     check_prior(team, args.prior)
+    check_engine(team.first, args.engine)  # before the bundle is made
     check_readable(args.data, args.test_images)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:

@@ -40,6 +40,7 @@ def read_decisions(files: RunFiles) -> dict[str, Any] | None:
             "after": shown(line["after"]),
             "gain": f"{line['gain']:+.4f} ± {line['error']:.4f}",
             "used": bool(line["used"]),
+            "why_not": line.get("why_not", "within chance"),
         }
         for line in judged
     ]

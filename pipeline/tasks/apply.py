@@ -69,7 +69,8 @@ def predict(
     """Predict the test ids in the order of the submission form (or the rows `given`).
 
     Returns also the images that could not be decoded. `wrap` replaces the model's logits function, for
-    example by a mean over views. `engine`: one of `pipeline.engines`.
+    example by a mean over views. `engine`: one of `pipeline.engines`. The model is described in a line; not
+    for `given` rows, which are predicted many times to choose views.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -78,9 +79,10 @@ def predict(
 
     rows = list(competition.test if given is None else given)
     target = target_of(run, competition, task_module(run.task).num_outputs_of(run))
-    assembled = assemble(
-        run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap, engine=engine)
+    computed = compute_rows(
+        run, target, rows, batch_size, precision, wrap=wrap, engine=engine, describe=given is None
     )
+    assembled = assemble(run, target, rows, computed)
     return assembled.predictions, assembled.unreadable
 
 
@@ -119,12 +121,13 @@ def compute_rows(
     wrap: Wrap | None = None,
     share: tuple[int, int] | None = None,
     engine: str = TORCH,
+    describe: bool = True,
 ) -> Computed:
     """Return the logits of `rows`, computed on the best available device.
 
     `go_on` is called before each batch with the number of rows handed out so far; when it returns False, no
     more batches are computed. `share`: (r, n) computes only the batches of process r of n; None: torchrun's
-    processes share all of them.
+    processes share all of them. `describe`: print a line about model and device.
 
     Raises:
         UserError: the model cannot be rebuilt.
@@ -137,8 +140,9 @@ def compute_rows(
 
     compute = choose_compute(precision, engine)
     predictor = ready(run, target.num_outputs, compute)
-    where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
-    print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
+    if describe:
+        where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
+        print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
     if warning := deep_images_without_range([row.path for row in rows], predictor.preprocessing.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
@@ -171,6 +175,18 @@ def compute_rows(
     return Computed(logits, reached, bad)
 
 
+def check_engine(run: Run, engine: str) -> None:
+    """Check that `engine` can compute the model of `run`.
+
+    Raises:
+        UserError: it is OpenVINO, and the run answers questions.
+    """
+    if engine in ON_CPU and run.task != "classification":
+        raise UserError(
+            f"--engine {engine} is for images, but {run.path} answers questions: leave --engine out"
+        )
+
+
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     """Return the rebuilt model on its device, or computed by OpenVINO.
 
@@ -182,10 +198,7 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
-    if compute.engine in ON_CPU and run.task != "classification":
-        raise UserError(
-            f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out"
-        )
+    check_engine(run, compute.engine)
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine == INT8:
         from pipeline.tasks.quantized import load

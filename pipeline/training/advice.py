@@ -8,6 +8,8 @@ import math
 import shlex
 from typing import Any
 
+from pipeline.config import validate_recipe
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
 from pipeline.training.optim import lr_at
@@ -21,6 +23,7 @@ LARGE_RECIPE = "beit-large-384-lora-ours"  # the settings of lora-ours for this 
 MOST_STEPS = 20_000  # of a longer plan only a sample of learning rates is summed
 # Validation rows: with fewer the standard error of an accuracy of one half is more than 5 points
 FEW_ROWS = 100
+SHARE = 0.2  # of the rows for validation, where the recipe takes fewer
 HALF_WAY = 0.5  # share of the steps after which a run that is no better than a constant is reported again
 A_THIRD = 1 / 3  # share of the steps after which a run below its floor is reported
 
@@ -34,17 +37,20 @@ def advise(
     new_head: bool,
     kind: str,
     images_each: float = 1.0,
+    new_split: bool = True,
 ) -> list[str]:
     """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
 
     `num_train`: images. `num_val`: validation rows as the score counts them, each id once. `kind`: the kind
-    of the target. `images_each`: images of an id, on average.
+    of the target. `images_each`: images of an id, on average. `new_split`: the recipe chooses the validation
+    rows; False for a fold and for a resumed run.
     """
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train, kind)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
-        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind))
+        more = new_split and recipe.data.val_fraction < SHARE
+        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind, more))
     return lines
 
 
@@ -71,17 +77,15 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
         lines.append(
             "  the new head has the adapter's learning rate; one that is 10 times higher is possible"
         )
-    lines.append(
-        "  better in our tests, on 580 photographs of 24 classes with a small backbone "
-        "(pipeline/recipes/README.md; seeds 0, 1, 2):"
-    )
-    if recipe.lora.rank:
-        lines.append(
+    better = []
+    if recipe.lora.rank and _fits(recipe, {"optimizer.lr": 1e-3, "optimizer.head_lr": 1e-2}):
+        better.append(
             "    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's "
             "learning rate, 10 epochs"
         )
-    if not recipe.head_only:
-        lines.append(
+    alone = {"lora.rank": 0, "head_only": True, "optimizer.lr": 1e-2}
+    if not recipe.head_only and not recipe.random_weights and _fits(recipe, alone):
+        better.append(
             "    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: only the head, in minutes"
         )
     if recipe.task == "classification" and recipe.lora.rank and kind in ("multiclass", "binary"):
@@ -89,21 +93,35 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
         own = (
             ["--recipe", LARGE_RECIPE] if large else ["--recipe", "lora-ours", "--backbone", recipe.backbone]
         )
-        lines.append(f"    {shlex.join(own)}")
-        lines.append(
+        better.append(f"    {shlex.join(own)}")
+        better.append(
             "        0.79 -> 0.93 compared with query + key and 1e-3 for all: 348 of the images, DINOv2 "
             "ViT-S at 112 px, 8 epochs, on held-back images"
         )
     if recipe.accumulation_steps > 1:
         more = math.ceil(num_train / recipe.batch_size) * recipe.epochs
-        lines.append(
+        better.append(
             f"    --accumulation-steps 1                                    {more:,} steps instead of "
             f"{steps:,}"
         )
-    return lines
+    if better:
+        lines.append(
+            "  better in our tests, on 580 photographs of 24 classes with a small backbone "
+            "(pipeline/recipes/README.md; seeds 0, 1, 2):"
+        )
+    return lines + better
 
 
-def _row_line(num_train: float, num_val: int, num_classes: int, kind: str) -> str:
+def _fits(recipe: Recipe, overrides: dict[str, Any]) -> bool:
+    """Return True where this recipe accepts other values: advice must not end in an error."""
+    try:
+        validate_recipe(recipe.model_dump(mode="json"), overrides, "advice")
+    except UserError:
+        return False
+    return True
+
+
+def _row_line(num_train: float, num_val: int, num_classes: int, kind: str, may_be_more: bool) -> str:
     if kind == "continuous":
         error = f"an error measured on them has an uncertainty of about {1 / math.sqrt(2 * num_val):.0%}"
     else:
@@ -112,9 +130,8 @@ def _row_line(num_train: float, num_val: int, num_classes: int, kind: str) -> st
             f"one row is {1 / num_val:.3f}"
         )
     classes = f" for {num_classes:,} classes" if kind in ("multiclass", "ordinal") else ""
-    share = 0.2
-    rows = round(share * (num_train + num_val))
-    more = f"; --set data.val_fraction={share} gives {rows:,}" if rows > num_val else ""
+    rows = round(SHARE * (num_train + num_val))
+    more = f"; --set data.val_fraction={SHARE} gives {rows:,}" if may_be_more and rows > num_val else ""
     return f"{num_val:,} validation rows{classes} are too few to compare epochs: {error}{more}"
 
 

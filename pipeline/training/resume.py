@@ -8,18 +8,18 @@ row is never trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import differences
+from pipeline.config import differences, validate_recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
 from pipeline.run_names import RECORD
-from pipeline.run_record import read_values
+from pipeline.run_record import read_record, read_values
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
@@ -53,6 +53,28 @@ FIXED = (
 def deciding_differences(old: Recipe, new: Recipe) -> dict[str, str]:
     """Return `old -> new` for every key that differs and that the weights depend on."""
     return {key: change for key, change in differences(old, new).items() if key not in DECIDE_NOTHING}
+
+
+def refuse_changes(output: Path, asked: Callable[[dict[str, Any]], Recipe]) -> None:
+    """Check that the complete run (or folds) in `output` has the recipe that is asked for, as nothing would
+    be trained. `asked`: returns that recipe from the stored one.
+
+    Raises:
+        UserError: it was trained with another recipe; the differences are listed.
+    """
+    record = read_record(output)
+    values = record.values.get("recipe") if record and record.kind != "blend" else None
+    if values is None:
+        return
+    try:
+        stored = validate_recipe(values, {}, where=str(output / RECORD))
+    except UserError:  # of another version: it cannot be compared
+        return
+    raise_all(
+        [f"{key}: {change}" for key, change in deciding_differences(stored, asked(values)).items()],
+        f"the run in {output} is complete, and was trained with another recipe; a complete run cannot be "
+        "continued: train with these settings in another --output, or leave them out:",
+    )
 
 
 def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
