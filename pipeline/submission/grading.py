@@ -294,18 +294,18 @@ def _metrics(
         evaluate_labels,
         evaluate_ranks,
         find_metric,
+        metric_for,
+        names_for,
     )
 
     target, truth, rows = arrays.target, arrays.truth[list(rows)], list(rows)
     if arrays.values is not None:
-        own = metric if metric and target.kind in find_metric(metric).kinds else None
-        found = all_metrics(target, truth, arrays.values[rows], own)
+        fits = metric is not None and target.kind in find_metric(metric).kinds
+        found = all_metrics(target, truth, arrays.values[rows], metric if fits else None)
     else:
         chosen = arrays.chosen[rows] if arrays.chosen is not None else arrays.ranks[rows, 0]  # type: ignore[index]
         found = classification_metrics(truth, chosen, target.num_outputs) if target.is_choice else {}
-        names = [
-            name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds
-        ]
+        names = [name for name in names_for(target.kind) if METRICS[name].needs == "labels"]
         if form.kind == "ranked" and not target.is_choice:  # the first guess is not all labels of an image
             names = []
         scores = {name: evaluate_labels(name, target, truth, chosen) for name in names}
@@ -319,5 +319,6 @@ def _metrics(
                 name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)
             }
         found |= {name: value for name, value in scores.items() if value is not None and name not in found}
-    first = {metric: found[metric]} if metric in found else {}
+    own = metric_for(metric, target.kind).name if metric else None
+    first = {own: found[own]} if own in found else {}
     return first | found

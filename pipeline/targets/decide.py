@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
 from pipeline.targets.graded import of_grades
-from pipeline.targets.metrics import find_metric
+from pipeline.targets.metrics import find_metric, metric_for
 from pipeline.targets.readings import (
     FEW_NUMBERS,
     SEPARATORS,
@@ -71,7 +71,7 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     case = Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
     target, texts, why, notes = of_columns(case) if labels.columns else _of_texts(case)
-    metric = asked.metric and find_metric(asked.metric).name
+    metric = asked.metric and metric_for(asked.metric, target.kind).name
     if case.metric is not None and target.kind not in case.metric.kinds:
         kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
         raise UserError(
@@ -80,7 +80,15 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     metric = metric or _default_metric(case, target)
     target = replace(target, threshold=THRESHOLDS.get(metric, 0.5)) if target.kind == "multilabel" else target
-    flags = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
+    if case.metric is not None and metric != case.metric.name:
+        notes = [
+            *notes,
+            f"{metric} counts each label of an image; whether all of them are right is not scored",
+        ]
+    flags = [
+        f"--metric {case.metric.name}" if case.metric else "",
+        f"--target {asked.kind}" if asked.kind else "",
+    ]
     evidence = "; ".join(part for part in (*flags, why) if part)
     return Decision(
         target,
