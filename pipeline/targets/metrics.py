@@ -31,6 +31,7 @@ __all__ = [
     "all_metrics",
     "classification_metrics",
     "confusion_matrix",
+    "differs_by_column",
     "evaluate",
     "evaluate_labels",
     "evaluate_ranks",
@@ -186,6 +187,16 @@ def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
     return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
 
 
+def differs_by_column(name: str) -> bool:
+    """Return True if the mean of a metric over columns is not the metric of all their cells together.
+
+    Raises:
+        UserError: the metric is not known.
+    """
+    return find_metric(name).name not in _MEANS_OF_CELLS
+
+
+_MEANS_OF_CELLS = ("accuracy", "label_accuracy", "log_loss", "mae")
 # Undefined where all rows have the same label
 _COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")
 
