@@ -249,6 +249,7 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
         )
 
     def ended(trial: Trial, failed: str | None) -> None:
+        """Write the tables again and print the trial's result; `failed`: why it has none."""
         left.remove(trial)
         write_tables(grid, bench, figures=False)
         failures.extend([f"{trial.title}: {failed}"] if failed else [])
