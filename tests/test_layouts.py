@@ -890,6 +890,18 @@ def test_a_missing_value_in_one_of_several_columns_or_where_cells_may_be_empty(t
     assert_says(refusal(tmp_path, asked=Asked(metric="micro_f1")), "3", "'label'", "'nan'")
 
 
+def test_empty_cells_among_lists_of_labels_may_mean_none_of_them(tmp_path):
+    """To leave these rows out would train without every image that has no finding."""
+    table = "id,labels\n1,a|b\n2,\n3,b\n4,a\n5,b|c\n6,c\n7,a|c\n"
+    sample = "id,a,b,c\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n"
+    flat(tmp_path, [*"1234567"], train=table, sample_submission=sample)
+    assert_says(refusal(tmp_path), "row 3", "'labels'", "none of the labels")
+    write(tmp_path, train=table.replace("2,\n", "2,none\n"))
+    assert labels(read_layout(tmp_path))["2"] == "none"
+    write(tmp_path, train="id,labels\n1,a\n2,\n3,b\n4,a\n", sample_submission="id,labels\n8,a\n9,a\n")
+    assert "none of the labels" not in refusal(tmp_path)
+
+
 def test_a_missing_value_among_names_is_told(tmp_path):
     flat(
         tmp_path, train="id,label\n1,cat\n2,dog\n3,nan\n4,dog\n", sample_submission="id,label\n8,cat\n9,cat\n"

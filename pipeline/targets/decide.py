@@ -23,6 +23,7 @@ from pipeline.targets.readings import (
     are_flags,
     are_fractions_of_one,
     are_numbers,
+    comma_advice,
     has_fraction,
     is_true,
     may_have_decimal_commas,
@@ -229,8 +230,9 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         or case.needs("numbers")
         or (case.metric is not None and case.metric.name == "qwk")
     ):
-        first = next(name for name in names if number(name) is None)
-        raise UserError(f"{labels.where}: {first!r} is not a number; {contradiction(case)}")
+        strange = [name for name in names if number(name) is None]
+        why = comma_advice(strange) if may_have_decimal_commas(strange) else ""
+        raise UserError(f"{labels.where}: {strange[0]!r} is not a number{why or '; ' + contradiction(case)}")
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(
@@ -248,6 +250,12 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
             f"{example!r} may be a number with a comma, or several labels",
             f"a number: write it as {example.replace(',', '.')!r}, and --metric rmse",
             "several labels per image: --target multilabel",
+        )
+    if case.is_open and has_fraction(sample_cells) and may_have_decimal_commas(labels.texts):
+        raise case.ambiguous(
+            f"the sample holds {sample_cells[0]}, and the labels are {quoted(names[:3])}",
+            f"numbers: --metric rmse{comma_advice(names)}",
+            "classes, of which one has a probability: --positive-class NAME and --metric log_loss",
         )
     if several == "maybe" and _sample_holds_sets(case, separator):
         several = "yes"
