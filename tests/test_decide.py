@@ -245,6 +245,20 @@ def test_labels_in_columns(cells, more, kind, metric) -> None:
     assert len(decision.target.encode(decision.labels)) == len(cells)
 
 
+@pytest.mark.parametrize("metric", [None, "rmse"])
+@pytest.mark.parametrize(
+    ("texts", "written"),
+    [(["0,5", "1,5", "2,5", "3"], "0.5"), (["1,500", "2,500", "3,500", "4,500"], "1.500 or 1500")],
+)
+def test_a_comma_in_a_number_is_named_with_what_it_may_mean(texts, written, metric) -> None:
+    """Not as a class whose probability is asked for, nor as a reason for another metric."""
+    message = refused(texts, ["0.5"], **({"metric": metric} if metric else {}))
+    assert_says(message, repr(texts[0]), "comma", f"{texts[0]!r} as {written}")
+    assert "name another" not in message
+    with pytest.raises(UserError, match=r"'2,25'.*comma.*2\.25"):
+        read_columns(["0.5 2,25 1", "0.75 2 1"], metric="rmse")
+
+
 def test_spaces_behind_commas_belong_to_the_commas() -> None:
     cells = ["clear sky", "haze, road", "clear sky, road", "haze", "clear sky, haze, road"]
     decision = decide(

@@ -890,6 +890,18 @@ def test_a_missing_value_in_one_of_several_columns_or_where_cells_may_be_empty(t
     assert_says(refusal(tmp_path, asked=Asked(metric="micro_f1")), "3", "'label'", "'nan'")
 
 
+def test_empty_cells_among_lists_of_labels_may_mean_none_of_them(tmp_path):
+    """To leave these rows out would train without every image that has no finding."""
+    table = "id,labels\n1,a|b\n2,\n3,b\n4,a\n5,b|c\n6,c\n7,a|c\n"
+    sample = "id,a,b,c\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n"
+    flat(tmp_path, [*"1234567"], train=table, sample_submission=sample)
+    assert_says(refusal(tmp_path), "row 3", "'labels'", "none of the labels")
+    write(tmp_path, train=table.replace("2,\n", "2,none\n"))
+    assert labels(read_layout(tmp_path))["2"] == "none"
+    write(tmp_path, train="id,labels\n1,a\n2,\n3,b\n4,a\n", sample_submission="id,labels\n8,a\n9,a\n")
+    assert "none of the labels" not in refusal(tmp_path)
+
+
 def test_a_missing_value_among_names_is_told(tmp_path):
     flat(
         tmp_path, train="id,label\n1,cat\n2,dog\n3,nan\n4,dog\n", sample_submission="id,label\n8,cat\n9,cat\n"
@@ -1052,6 +1064,27 @@ def test_a_row_for_each_number_of_an_image(tmp_path):
     assert competition.form.of_numbers
     assert competition.form.row_labels == names * 2
     assert [row.path.name for row in competition.test] == ["8.jpg", "9.jpg"]
+
+
+@pytest.mark.parametrize(("metric", "told"), [("rmse", True), ("r2", True), ("mae", False)])
+def test_a_mean_over_numbers_is_told_from_a_score_of_all_rows(tmp_path, metric, told):
+    """make score, and Kaggle, score the rows of both numbers together; validation takes the mean of two."""
+    train = "".join(f"{n}_{name},{n}.{place}\n" for n in "1234" for place, name in enumerate(("dry", "wet")))
+    flat(tmp_path, train=f"id,target\n{train}")
+    write(tmp_path, sample_submission="id,target\n8_dry,0.0\n8_wet,0.0\n9_dry,0.0\n9_wet,0.0\n")
+    notes = said(read_layout(tmp_path, asked=Asked(metric=metric)))
+    assert (f"validation {metric} is a mean over the 2 labels" in notes) == told
+
+
+def test_a_label_that_the_sample_does_not_ask_for_is_named(tmp_path):
+    """`none` has no column in the file, but counts in the validation score."""
+    table = "id,labels\n1,a|b\n2,none\n3,b\n4,a\n5,b|c\n6,c\n7,a|c\n"
+    flat(tmp_path, [*"1234567"], train=table, sample_submission="id,a,b,c\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n")
+    competition = read_layout(tmp_path)
+    assert competition.target.names == ("a", "b", "c", "none")
+    assert "not asked for: none" in said(competition)
+    write(tmp_path, sample_submission="id,a,b,c,none\n8,0.5,0.5,0.5,0.5\n9,0.5,0.5,0.5,0.5\n")
+    assert "not asked for" not in said(read_layout(tmp_path))
 
 
 def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):

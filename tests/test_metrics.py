@@ -15,6 +15,8 @@ from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_su
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from pipeline.errors import UserError
+from pipeline.targets.decide import decide
+from pipeline.targets.evidence import Asked, LabelEvidence
 from pipeline.targets.measures import top_ranks
 from pipeline.targets.metrics import (
     METRICS,
@@ -26,6 +28,7 @@ from pipeline.targets.metrics import (
     evaluate_ranks,
     find_metric,
     left_out,
+    metric_for,
     per_class,
     softmax,
     why_undefined,
@@ -258,7 +261,6 @@ def test_several_labels_are_scikit_learns_and_means_over_columns() -> None:
     truth, values = case(LABELS)
     chosen, exact = values >= 0.5, values.astype(np.float64)
     golden = {
-        "accuracy": over_columns(skm.accuracy_score, truth, chosen),
         "label_accuracy": over_columns(skm.accuracy_score, truth, chosen),
         "balanced_accuracy": over_columns(skm.balanced_accuracy_score, truth, chosen),
         **{
@@ -283,6 +285,39 @@ def test_several_labels_are_scikit_learns_and_means_over_columns() -> None:
     ]
     # Equal predictions are one step there, two places here
     assert map_at_5 == pytest.approx(sum(precision_at_hits) / 300, abs=0.02)
+
+
+def test_accuracy_of_several_labels_is_never_called_plain_accuracy() -> None:
+    """scikit-learn's accuracy of several labels is the share of rows with every label right."""
+    truth, values = case(LABELS)
+    chosen = values >= 0.5
+    by_label = (truth == chosen).mean()
+    assert skm.accuracy_score(truth, chosen) < by_label - 0.2
+    for name in (None, "accuracy", "label_accuracy"):
+        scores = all_metrics(LABELS, truth, values, name)
+        assert "accuracy" not in scores and scores["label_accuracy"] == pytest.approx(by_label)
+    assert evaluate("accuracy", LABELS, truth, values) == pytest.approx(by_label), "as older runs recorded it"
+    decided = decide(
+        LabelEvidence("table", "train.csv", texts=("a b", "b c", "a", "c", "a b c", "b")),
+        None,
+        Asked(metric="accuracy", kind="multilabel"),
+    )
+    assert decided.metric == "label_accuracy"
+    assert "label_accuracy" in decided.says and "--metric accuracy" in decided.says
+    assert "label_accuracy" in "".join(decided.notes)
+
+
+@pytest.mark.parametrize("name", ["cohen_kappa", "Cohen's kappa", "cohen_kappa_score", "weighted kappa"])
+def test_kappa_without_weights_is_not_the_quadratic_one(name: str) -> None:
+    """scikit-learn's cohen_kappa_score has no weights unless they are asked for."""
+    truth, values = case(GRADES)
+    chosen = GRADES.chosen(values)
+    weighted = skm.cohen_kappa_score(truth, chosen, weights="quadratic")
+    assert evaluate("qwk", GRADES, truth, values) == pytest.approx(weighted)
+    assert skm.cohen_kappa_score(truth, chosen) < weighted - 0.1
+    with pytest.raises(UserError, match="quadratic") as caught:
+        find_metric(name)
+    assert "--metric qwk" in str(caught.value)
 
 
 def test_numbers_are_scikit_learns() -> None:
@@ -353,7 +388,8 @@ def test_few_rows_never_crash_and_what_is_undefined_has_a_reason(
             continue
         value, why = evaluate(name, target, truth, values), why_undefined(name, target, truth)
         assert (value is None) == (why is not None), (name, value, why)
-        assert scores.get(name) == (None if value is None else pytest.approx(value))
+        called = metric_for(name, target.kind).name
+        assert scores.get(called) == (None if value is None else pytest.approx(value))
     assert math.isfinite(scores["loss"])
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.submission.grading import score_predictions
 from pipeline.submission.score import main
 from pipeline.submission.write import write_predictions
 from pipeline.tables import load_table
+from pipeline.targets.metrics import differs_by_column
 from pipeline.targets.target import Target, multiclass
 
 IDS = ("a", "b", "c")
@@ -317,6 +319,69 @@ def test_a_solution_is_read_as_it_is_written(tmp_path, target, form, predictions
     )
     assert scores["metrics"][metric] == pytest.approx(1.0)
     assert not scores["unseen"]
+
+
+ROWS = SubmissionForm(
+    "rows",
+    ("id", "v"),
+    "id",
+    ("a_c", "a_d", "b_c", "b_d"),
+    None,
+    subjects=("a", "a", "b", "b"),
+    row_labels=("c", "d") * 2,
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "predictions", "solution", "right"),
+    [
+        (
+            Target("multilabel", ("c", "d")),
+            SubmissionForm("probabilities", ("id", "c", "d"), "id", ("a", "b"), None, decided=True),
+            "id,c,d\na,1,0\nb,0,0\n",
+            "id,c,d\na,1,1\nb,0,1\n",
+            2 / 4,  # nothing is chosen in row b, and nothing is added to it
+        ),
+        (
+            multiclass(("c", "d")),
+            SubmissionForm("probabilities", ("id", "c", "d"), "id", ("a", "b"), None, decided=True),
+            "id,c,d\na,1,0\nb,0,1\n",
+            "id,label\na,c\nb,c\n",
+            1 / 2,
+        ),
+        (
+            Target("multilabel", ("c", "d")),
+            replace(ROWS, decided=True),
+            "id,v\na_c,1\na_d,0\nb_c,0\nb_d,1\n",
+            "id,v\na_c,1\na_d,1\nb_c,0\nb_d,1\n",
+            3 / 4,
+        ),
+    ],
+    ids=["several labels", "one class", "rows"],
+)
+def test_labels_written_as_0_and_1_are_no_probabilities(
+    tmp_path, target, form, predictions, solution, right
+) -> None:
+    """A log loss or AUC of decisions would look like one of the model."""
+    found = score_predictions(*files(tmp_path, predictions, solution), form=form, target=target)["metrics"]
+    assert found.get("accuracy", found.get("label_accuracy")) == pytest.approx(right)
+    assert not {"loss", "log_loss", "roc_auc", "average_precision", "pf1"} & set(found)
+
+
+def test_rows_of_several_numbers_are_told_apart_from_a_mean_over_columns(tmp_path) -> None:
+    """RMSE of all rows together is not the mean of each number's RMSE, which validation gives."""
+    form = replace(ROWS, row_labels=("x", "y") * 2, of_numbers=True)
+    paths = files(tmp_path, "id,v\na_c,0\na_d,0\nb_c,0\nb_d,0\n", "id,v\na_c,1\na_d,7\nb_c,1\nb_d,7\n")
+    scores = score_predictions(*paths, form=form, target=NUMBERS, metric="rmse")
+    assert scores["metrics"]["rmse"] == pytest.approx(5.0)  # sqrt((1 + 49) / 2); by columns (1 + 7) / 2
+    assert scores["pooled"] and "2 labels" in scores["of"]
+    assert differs_by_column("rmse") and differs_by_column("auc") and not differs_by_column("log_loss")
+
+
+def test_what_is_counted_is_called_by_its_name(tmp_path) -> None:
+    form = SubmissionForm("number", ("id", "x", "y"), "id", ("a", "b"), None)
+    paths = files(tmp_path, "id,x,y\na,1,2\nb,3,4\n", "id,x,y\na,1,2\nb,3,5\n")
+    assert score_predictions(*paths, form=form, target=NUMBERS, metric="rmse")["of"] == "2 numbers"
 
 
 def test_a_grade_that_only_the_solution_has_keeps_its_distance(tmp_path):

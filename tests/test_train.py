@@ -14,7 +14,9 @@ import tolerances
 import torch
 
 import train
+from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
+from pipeline.targets.evidence import Asked
 
 QUICK = "--epochs 2 --batch-size 4 --accumulation-steps 2 --lr 0.01 --set data.val_fraction=0.25".split()
 
@@ -114,9 +116,15 @@ def test_the_validation_score_counts_an_id_with_several_images_once(
     assert score["val_log_loss"] != pytest.approx(log_loss(probs, truth), rel=1e-5)
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert f"{len(by_id)} ids with {len(table)} images" in page
+    # The confusion counts and the F1 of each label below are of images, and the page says so
+    section = page.partition("<h2>Validation</h2>")[2].partition("<h2>Test</h2>")[0]
+    assert f"each of {len(by_id)} ids once" in section and "count single images" in section
     why = json.loads((tmp_path / "run/run.json").read_text())["best"]["why"]
     assert f"{len(by_id)} validation rows" in why  # what is kept is chosen by these, not by the images
-    assert f"  {len(by_id)} validation rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"  {len(by_id)} validation rows" in said
+    ids = len({row.id for row in read_layout(data, asked=Asked(metric="log_loss")).train})
+    assert f"validation: {len(by_id)} of {ids} labelled ids" in said
 
 
 def check_against_plain_transformers(run: Path) -> None:

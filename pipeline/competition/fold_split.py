@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.competition.rows import IMAGE
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.recipe import Recipe
@@ -144,9 +145,14 @@ def make_folds(
 
 
 def grouped_split(
-    target: Target, labels: Sequence[str], units: Units, val_fraction: float, seed: int
+    target: Target,
+    labels: Sequence[str],
+    units: Units,
+    val_fraction: float,
+    seed: int,
+    what: str = IMAGE,
 ) -> tuple[list[int], list[int], str]:
-    """Split whole units.
+    """Split whole units. `what`: the noun for a row.
 
     Returns sorted indices of the training rows and of the validation rows, and a sentence.
 
@@ -162,7 +168,7 @@ def grouped_split(
         if has.any() and not (has & (parts == 0)).any():
             parts[of == min(set(of[has]), key=lambda unit: (int((of == unit).sum()), int(unit)))] = 0
     val = np.flatnonzero(parts == 1).tolist()
-    says = f"validation: {len(val):,} of {counted(len(labels), 'labelled image')}"
+    says = f"validation: {len(val):,} of {counted(len(labels), what)}"
     if units.groups:
         chosen = len(set(of[val].tolist()))
         off = _unevenness(counts, parts + 1, 2)

@@ -14,6 +14,7 @@ from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
 from pipeline.targets.evidence import LabelEvidence
+from pipeline.targets.readings import several_labels
 from pipeline.wording import capped, counted, numbered, quoted
 
 Part = Literal["train", "val"]
@@ -218,6 +219,9 @@ def _no_label(
         if empty:
             text = f", {missing[name]!r} among numbers" if name in missing else ""
             named = "; a class needs another name" if name in missing else ""
+            filled = [row[position] for row in labels if row[position]]
+            if not named and several_labels(filled)[0] == "yes":
+                named = "; if such an image has none of the labels, write a word for that, such as none"
             problems.append(
                 f"{numbered(empty)}: no label in column {name!r}{text} (fill it in, take the row out, or "
                 f"train without it: {SKIP_FLAG}{named})"

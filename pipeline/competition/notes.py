@@ -10,7 +10,9 @@ from pipeline.competition.ids import composed
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.sources import Sources
 from pipeline.competition.test_rows import TestImages
+from pipeline.forms.form import SubmissionForm
 from pipeline.targets.evidence import Decision
+from pipeline.targets.metrics import differs_by_column
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
 
@@ -58,7 +60,13 @@ def train_notes(
     return lines + (["train: " + "; ".join(notes)] if notes else [])
 
 
-def test_notes(test: TestImages, labelled: Labelled, more: Sequence[str]) -> list[str]:
+def test_notes(
+    test: TestImages,
+    labelled: Labelled,
+    form: SubmissionForm | None,
+    decision: Decision | None,
+    more: Sequence[str],
+) -> list[str]:
     """Return one or two lines on the images to predict."""
     images = f"{counted(test.num_images, 'image')}" if test.images else ""
     num_ids = len(set(test.ids))
@@ -70,9 +78,27 @@ def test_notes(test: TestImages, labelled: Labelled, more: Sequence[str]) -> lis
             "an id has several images, a labelled row has one: the validation score is of single images, the "
             "competition's of their mean"
         )
+    if form is not None and decision is not None:
+        notes += _other_scores(form, decision)
     return [f"test: {images + ', ' if images else ''}{test.source}"] + (
         ["test: " + "; ".join(notes)] if notes else []
     )
+
+
+def _other_scores(form: SubmissionForm, decision: Decision) -> list[str]:
+    """Return why the validation score is another number than the competition's would be on these rows."""
+    target, metric, notes = decision.target, decision.metric, []
+    asked = set(form.row_labels if form.kind == "rows" else form.value_columns)
+    if target.kind == "multilabel" and form.kind in ("rows", "probabilities"):
+        extra = [name for name in target.names if name not in asked]
+        if extra:
+            notes.append(f"not asked for: {listed(extra)}, which the validation score counts too")
+    if form.kind == "rows" and target.num_outputs > 1 and differs_by_column(metric):
+        notes.append(
+            f"the validation {metric} is a mean over the {len(asked)} labels; a competition that scores the "
+            "rows of all labels together, as make score does, has another number"
+        )
+    return notes
 
 
 def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: TestImages) -> list[str]:

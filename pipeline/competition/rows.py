@@ -14,6 +14,9 @@ from pipeline.files import sha256
 from pipeline.forms.form import SubmissionForm
 from pipeline.targets.target import Target
 
+# The noun for what is split into training and validation: an id may have several images
+IMAGE, ID = "labelled image", "labelled id"
+
 
 @dataclass(frozen=True)
 class Row:

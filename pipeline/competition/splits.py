@@ -6,19 +6,20 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
+from pipeline.competition.rows import IMAGE
 from pipeline.errors import UserError
 from pipeline.wording import counted
 
 
 def train_val_split(
-    labels: Sequence[str], val_fraction: float, seed: int
+    labels: Sequence[str], val_fraction: float, seed: int, what: str = IMAGE
 ) -> tuple[list[int], list[int], str]:
     """Return sorted indices of the training rows and of the validation rows, and one sentence that describes
     the split.
 
     The split is stratified by class. Every class keeps a training row, so a class with one row is never held
     out. If the hold-out is smaller than the number of classes, it takes one row from each of some classes,
-    drawn with `seed`.
+    drawn with `seed`. `what`: the noun for a row.
 
     Raises:
         UserError: `val_fraction` is not in [0, 1).
@@ -39,7 +40,12 @@ def train_val_split(
             list(range(len(labels))),
             [],
             _says(
-                labels, 0, "all rows train" if not wanted else "no class has a row to spare", rows_of, several
+                labels,
+                0,
+                "all rows train" if not wanted else "no class has a row to spare",
+                rows_of,
+                several,
+                what,
             ),
         )
     if num_val < len(several):
@@ -54,16 +60,16 @@ def train_val_split(
         how = f"stratified by class (seed {seed})"
     held_out = set(val)
     train = [row for row in range(len(labels)) if row not in held_out]
-    return train, sorted(val), _says(labels, len(val), how, rows_of, several)
+    return train, sorted(val), _says(labels, len(val), how, rows_of, several, what)
 
 
 def kept_split(
-    ids: Sequence[str], resumed_rows: Sequence[tuple[str, str, str]]
+    ids: Sequence[str], resumed_rows: Sequence[tuple[str, str, str]], what: str = IMAGE
 ) -> tuple[list[int], list[int], str]:
     """Return the split of a resumed run, in the form of `train_val_split`.
 
     `resumed_rows`: rows (id, label, train or val) of the run, which keep part and order. New rows are
-    appended to training.
+    appended to training. `what`: the noun for an id.
     """
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     train, val = (
@@ -75,20 +81,23 @@ def kept_split(
     return (
         train,
         val,
-        f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started",
+        f"validation: {len(val):,} of {counted(len(ids), what)}, as when the run was started",
     )
 
 
 def stated_split(
-    ids: Sequence[str], stated: Mapping[str, str], where: str = "as the table of labels says"
+    ids: Sequence[str],
+    stated: Mapping[str, str],
+    where: str = "as the table of labels says",
+    what: str = IMAGE,
 ) -> tuple[list[int], list[int], str]:
     """Return a given split, in the form of `train_val_split`. `stated`: id -> train or val.
 
-    `where`: its source, in words.
+    `where`: its source, in words. `what`: the noun for an id.
     """
     train = [number for number, name in enumerate(ids) if stated.get(name) != "val"]
     val = [number for number, name in enumerate(ids) if stated.get(name) == "val"]
-    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, {where}"
+    return train, val, f"validation: {len(val):,} of {counted(len(ids), what)}, {where}"
 
 
 def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[int]:
@@ -111,9 +120,12 @@ def _says(
     how: str,
     rows_of: dict[str, list[int]],
     several: dict[str, list[int]],
+    what: str,
 ) -> str:
-    sentence = f"validation: {num_val:,} of {counted(len(labels), 'labelled image')}, {how}"
+    sentence = f"validation: {num_val:,} of {counted(len(labels), what)}, {how}"
     single = len(rows_of) - len(several)
     if single and num_val:
-        sentence += f"; {counted(single, 'class', 'classes')} with a single image only in training"
+        sentence += (
+            f"; {counted(single, 'class', 'classes')} with a single {what.split()[-1]} only in training"
+        )
     return sentence

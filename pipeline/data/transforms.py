@@ -189,6 +189,7 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9
 
     def is_size(value: Any, named: tuple[set[str], ...]) -> bool:
+        """Return True for a side in pixels, a list of two, or sides by name: one of the sets in `named`."""
         if isinstance(value, dict):
             sides = list(value.values())
         elif isinstance(value, list):

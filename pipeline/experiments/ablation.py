@@ -26,7 +26,7 @@ from pipeline.competition.layout import read_for_training
 from pipeline.config import parse_assignments
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.experiments.ablation_table import summary, write_tables
-from pipeline.experiments.grids import Grid, Trial, load_grid
+from pipeline.experiments.grids import BESIDE_METRICS, Grid, Trial, load_grid
 from pipeline.experiments.trials import (
     Bench,
     build_key,
@@ -39,6 +39,7 @@ from pipeline.experiments.trials import (
 )
 from pipeline.files import human_time, set_aside
 from pipeline.folds.parallel import places_for
+from pipeline.targets.metrics import metric_for
 
 LOCK_SECONDS = 60  # time for a script whose parent was killed to finish its micro-batch and save its state
 
@@ -121,7 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or Path("runs") / f"{grid.name}-{args.data.resolve().name}"
     with locked(output) as lock:
         bench, metric = open_bench(args, grid, output, lock)
-        grid = replace(grid, metrics=(metric, *(name for name in grid.metrics if name != metric)))
+        beside = [
+            name if name in BESIDE_METRICS else metric_for(name, bench.target_kind).name
+            for name in grid.metrics
+        ]
+        grid = replace(grid, metrics=tuple(dict.fromkeys((metric, *beside))))
         settle_changes(grid, bench, args.redo)
         todo = [trial for trial in grid.trials if not is_done(trial, bench)]
         print(
@@ -175,7 +180,14 @@ def open_bench(
             "  no solution.csv: rows are compared by validation score; predictions.csv of each trial can be "
             "submitted"
         )
-    bench = Bench(args.data, output, bool(competition.test), solution if solution.is_file() else None, lock)
+    bench = Bench(
+        args.data,
+        output,
+        bool(competition.test),
+        solution if solution.is_file() else None,
+        lock,
+        competition.target.kind if competition.target else "multiclass",
+    )
     return bench, competition.metric or "accuracy"
 
 
@@ -237,6 +249,7 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
         )
 
     def ended(trial: Trial, failed: str | None) -> None:
+        """Write the tables again and print the trial's result; `failed`: why it has none."""
         left.remove(trial)
         write_tables(grid, bench, figures=False)
         failures.extend([f"{trial.title}: {failed}"] if failed else [])

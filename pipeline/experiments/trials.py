@@ -48,6 +48,7 @@ class Bench:
     predicts: bool  # the data have test images
     solution: Path | None
     lock: tuple[int, ...] = ()
+    target_kind: str = "multiclass"  # of the competition
 
     def folder(self, trial: Trial) -> Path:
         """Return the run folder of `trial`; it may not exist yet."""

@@ -299,6 +299,7 @@ def _fit_temperature(target: Target, metric: str, truth: np.ndarray, values: np.
     soft = kept * hard + (1 - kept) * (1 / target.num_outputs if target.is_choice else 0.5)
 
     def loss(logarithm: float) -> float:
+        """Return the log loss at the temperature exp(logarithm): a mean over rows, a sum over labels."""
         moved = np.clip(
             Decision("temperature", (exp(logarithm),)).apply(target, values).astype(np.float64),
             1e-12,

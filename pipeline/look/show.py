@@ -179,6 +179,7 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fo
     thumbnails = Thumbnails(intensity)
 
     def write() -> Path:
+        """Write the text and the page from what is known so far; returns the page's path."""
         write_text(folder / TEXT, as_text(looked.competition.root.resolve().name, sections))
         page, note = write_page(
             folder,

@@ -199,6 +199,7 @@ def _remember(
     module.remembered_bias = None  # an attribute, so that a compiled graph can read it
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the module's bias, computed only when its table, its arguments or the precision changed."""
         if torch.compiler.is_compiling():  # for one size of input: see `pipeline.training.compilation`
             return forward(*args, **kwargs) if module.remembered_bias is None else module.remembered_bias
         # Read each time: it may have been moved, reloaded, or replaced by functional_call

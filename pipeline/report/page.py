@@ -163,6 +163,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "folds": folds,
         "decisions": read_decisions(files),
         "validation": validation,
+        "ids": files.ids_of_several,
         "questions": questions,
         "rows_are": files.rows_are,
         "checked": files.checked,

@@ -161,10 +161,10 @@ def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
     baselines.
     """
     rows, key = files.predictions, best["metric"]
-    ids = len({row["id"] for row in rows})  # the score counts each once
-    total = ids or files.record.get("counts", {}).get("val")
+    ids = files.ids_of_several  # the score counts each once
+    total = ids or len(rows) or files.record.get("counts", {}).get("val")
     parts = [f"{total:,} {files.rows_are}"] if total else []
-    if ids < len(rows):
+    if ids:
         parts = [f"{ids:,} ids with {len(rows):,} {files.rows_are}"]
     # shares of independent images
     if total and key in ("val_accuracy", "val_top5_accuracy") and files.target.kind != "multilabel":

@@ -177,6 +177,12 @@ class RunFiles:
             )
         return rows
 
+    @property
+    def ids_of_several(self) -> int | None:
+        """The number of scored ids if some have several images, which the score counts once; else None."""
+        ids = len({row["id"] for row in self.predictions})
+        return ids if ids < len(self.predictions) else None
+
     @cached_property
     def values(self) -> np.ndarray | None:
         """(num_val, O) float32 predictions in the order of val_predictions.csv; None if missing or of another

@@ -54,7 +54,8 @@ def score_predictions(
     id_column: str | None = None,
 ) -> dict[str, Any]:
     """Score a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's
-    Usage column.
+    Usage column. `of`: the outputs in words (3 classes); `pooled`: a row is one label of an image, so the
+    metrics are of the rows of all labels together.
 
     Rows are joined by id, in any order. `form` and `target` describe the file. Without a form, columns, cells
     and target tell whether it holds labels, probabilities or numbers. `unseen`: labels of the solution that
@@ -81,6 +82,8 @@ def score_predictions(
     return {
         "rows": len(whole),
         "class_names": list(arrays.target.names),
+        "of": _outputs_in_words(form, arrays.target),
+        "pooled": form.kind == "rows" and len(set(form.row_labels)) > 1,
         "metric": metric,
         "metrics": _metrics(form, arrays, solution, whole, metric),
         "parts": {
@@ -89,6 +92,14 @@ def score_predictions(
         "unseen": unseen,
         "foreign": sorted(set(foreign) - set(known.names if known else foreign), key=natural_key),
     }
+
+
+def _outputs_in_words(form: SubmissionForm, target: Target) -> str:
+    """Return what the rows hold: 3 classes, 2 numbers, a row for each of 4 labels."""
+    if form.kind == "rows":
+        return f"a row for each of {counted(len(set(form.row_labels)), 'label')}"
+    nouns = {"multilabel": ("label",), "ordinal": ("grade",), "continuous": ("number",)}
+    return counted(len(target.names), *nouns.get(target.kind, ("class", "classes")))
 
 
 def _form_of(
@@ -179,7 +190,7 @@ def _arrays(
                 row_target = Target("continuous", (form.value_columns[0],))
             else:
                 row_target = Target("binary", ("0", "1"), positive=_true_ones(texts, solution))
-            return _Arrays(row_target.fitted(texts), row_target.encode(texts), values), [], []
+            return _as_written(form, row_target.fitted(texts), row_target.encode(texts), values), [], []
         if target.kind == "binary" and values.shape[1] == 2:
             values = values[:, [form.value_columns.index(target.names[1])]]
         if target.kind != "binary" and form.kind in ("probabilities", "number"):
@@ -187,7 +198,7 @@ def _arrays(
         texts, unseen = _known(target, _truth_texts(target, solution))
         wide = replace(target, names=(*target.names, *unseen)) if unseen else target
         padded = np.pad(values, ((0, 0), (0, len(unseen)))) if unseen else values
-        return _Arrays(wide, wide.encode(texts), padded), unseen, []
+        return _as_written(form, wide, wide.encode(texts), padded), unseen, []
     texts, unseen = _known(target, _truth_texts(target, solution, form.written))
     guesses = [read.guesses[row] for row in order]  # type: ignore[index]
     if form.written:
@@ -213,6 +224,16 @@ def _arrays(
     if form.kind == "ranked":
         return _Arrays(wide, wide.encode(texts), ranks=ranks), unseen, foreign
     return _Arrays(wide, wide.encode(texts), chosen=ranks[:, 0]), unseen, foreign
+
+
+def _as_written(form: SubmissionForm, target: Target, truth: np.ndarray, values: np.ndarray) -> _Arrays:
+    """Return the arrays of a file of numbers. 0 and 1 that stand for labels are no probabilities."""
+    if not form.decided:
+        return _Arrays(target, truth, values)
+    chosen = values > 0.5
+    if target.is_choice:
+        return _Arrays(target, truth, chosen=chosen.argmax(axis=1))
+    return _Arrays(target, truth, chosen=chosen[:, 0] if target.kind == "binary" else chosen)
 
 
 def _true_ones(texts: Sequence[str], solution: Solution) -> tuple[str, ...]:
@@ -294,18 +315,18 @@ def _metrics(
         evaluate_labels,
         evaluate_ranks,
         find_metric,
+        metric_for,
+        names_for,
     )
 
     target, truth, rows = arrays.target, arrays.truth[list(rows)], list(rows)
     if arrays.values is not None:
-        own = metric if metric and target.kind in find_metric(metric).kinds else None
-        found = all_metrics(target, truth, arrays.values[rows], own)
+        fits = metric is not None and target.kind in find_metric(metric).kinds
+        found = all_metrics(target, truth, arrays.values[rows], metric if fits else None)
     else:
         chosen = arrays.chosen[rows] if arrays.chosen is not None else arrays.ranks[rows, 0]  # type: ignore[index]
         found = classification_metrics(truth, chosen, target.num_outputs) if target.is_choice else {}
-        names = [
-            name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds
-        ]
+        names = [name for name in names_for(target.kind) if METRICS[name].needs == "labels"]
         if form.kind == "ranked" and not target.is_choice:  # the first guess is not all labels of an image
             names = []
         scores = {name: evaluate_labels(name, target, truth, chosen) for name in names}
@@ -319,5 +340,6 @@ def _metrics(
                 name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)
             }
         found |= {name: value for name, value in scores.items() if value is not None and name not in found}
-    first = {metric: found[metric]} if metric in found else {}
+    own = metric_for(metric, target.kind).name if metric else None
+    first = {own: found[own]} if own in found else {}
     return first | found

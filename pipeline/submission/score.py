@@ -20,6 +20,7 @@ from pipeline.run_record import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
 from pipeline.submission.origin import Origin, find_origins
+from pipeline.targets.metrics import differs_by_column
 from pipeline.wording import counted, nearest, quoted
 
 
@@ -116,11 +117,14 @@ def main(argv: list[str] | None = None) -> int:
             {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
         )
         scores = score_predictions(options.predictions, options.solution, **known)
-    num_classes = counted(len(scores["class_names"]), "class", "classes")
-    print(
-        f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}"
-    )
+    outputs = scores.get("of") or counted(len(scores["class_names"]), "class", "classes")
+    print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {outputs}")
     print(_table_text(scores))
+    if scores.get("pooled") and run and differs_by_column(run.metric):
+        print(
+            f"note: each row is one value, so these are scores of the rows of all labels together; the "
+            f"validation {run.metric} of {options.model} is a mean over its labels"
+        )
     if scores["unseen"]:
         near = nearest(scores["unseen"][0], run.class_names or () if run else ())
         print(

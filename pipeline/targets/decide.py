@@ -16,13 +16,14 @@ from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
 from pipeline.targets.graded import of_grades
-from pipeline.targets.metrics import find_metric
+from pipeline.targets.metrics import find_metric, metric_for
 from pipeline.targets.readings import (
     FEW_NUMBERS,
     SEPARATORS,
     are_flags,
     are_fractions_of_one,
     are_numbers,
+    comma_advice,
     has_fraction,
     is_true,
     may_have_decimal_commas,
@@ -71,7 +72,7 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     case = Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
     target, texts, why, notes = of_columns(case) if labels.columns else _of_texts(case)
-    metric = asked.metric and find_metric(asked.metric).name
+    metric = asked.metric and metric_for(asked.metric, target.kind).name
     if case.metric is not None and target.kind not in case.metric.kinds:
         kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
         raise UserError(
@@ -80,7 +81,15 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     metric = metric or _default_metric(case, target)
     target = replace(target, threshold=THRESHOLDS.get(metric, 0.5)) if target.kind == "multilabel" else target
-    flags = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
+    if case.metric is not None and metric != case.metric.name:
+        notes = [
+            *notes,
+            f"{metric} counts each label of an image; whether all of them are right is not scored",
+        ]
+    flags = [
+        f"--metric {case.metric.name}" if case.metric else "",
+        f"--target {asked.kind}" if asked.kind else "",
+    ]
     evidence = "; ".join(part for part in (*flags, why) if part)
     return Decision(
         target,
@@ -221,8 +230,9 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         or case.needs("numbers")
         or (case.metric is not None and case.metric.name == "qwk")
     ):
-        first = next(name for name in names if number(name) is None)
-        raise UserError(f"{labels.where}: {first!r} is not a number; {contradiction(case)}")
+        strange = [name for name in names if number(name) is None]
+        why = comma_advice(strange) if may_have_decimal_commas(strange) else ""
+        raise UserError(f"{labels.where}: {strange[0]!r} is not a number{why or '; ' + contradiction(case)}")
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(
@@ -240,6 +250,12 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
             f"{example!r} may be a number with a comma, or several labels",
             f"a number: write it as {example.replace(',', '.')!r}, and --metric rmse",
             "several labels per image: --target multilabel",
+        )
+    if case.is_open and has_fraction(sample_cells) and may_have_decimal_commas(labels.texts):
+        raise case.ambiguous(
+            f"the sample holds {sample_cells[0]}, and the labels are {quoted(names[:3])}",
+            f"numbers: --metric rmse{comma_advice(names)}",
+            "classes, of which one has a probability: --positive-class NAME and --metric log_loss",
         )
     if several == "maybe" and _sample_holds_sets(case, separator):
         several = "yes"

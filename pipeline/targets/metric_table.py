@@ -51,6 +51,15 @@ _TABLE = (
         lambda measures, _: measures.accuracy,
         spellings="acc accuracy_score categorization_accuracy classification_accuracy multiclass_accuracy",
     ),
+    # What `accuracy` is called where an image has several labels: see `metric_for`
+    Metric(
+        "label_accuracy",
+        True,
+        "labels",
+        ("multilabel",),
+        "label accuracy",
+        lambda measures, _: measures.accuracy,
+    ),
     Metric(
         "balanced_accuracy",
         True,
@@ -159,7 +168,7 @@ _TABLE = (
         ("ordinal",),
         "quadratic weighted kappa",
         lambda measures, target: measures.quadratic_kappa(target.grades),
-        spellings="kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
+        spellings="kappa quadratic_weighted_kappa quadratic_kappa",
     ),
     Metric(
         "map_at_5",
@@ -219,6 +228,23 @@ _TABLE = (
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
+# Names of other formulas, which a metric of the table must not stand for; and which metric is near
+_OTHERS = dict.fromkeys(
+    (
+        "cohen_kappa",
+        "cohens_kappa",
+        "cohen_s_kappa",
+        "cohen_kappa_score",
+        "weighted_kappa",
+        "linear_kappa",
+        "linear_weighted_kappa",
+    ),
+    ("without weights (scikit-learn's cohen_kappa_score) or with linear ones", "qwk"),
+) | dict.fromkeys(
+    ("subset_accuracy", "exact_match", "exact_match_ratio"),
+    ("the share of images with every label right", "label_accuracy"),
+)
+
 _NAMES = {spelling: metric.name for metric in _TABLE for spelling in (metric.name, *metric.spellings.split())}
 
 
@@ -228,7 +254,8 @@ def find_metric(name: str) -> Metric:
     `map_at_K` works for any K from 1.
 
     Raises:
-        UserError: the name is not known; the nearest one is suggested.
+        UserError: the name is not known; the nearest one is suggested. So is a name of another formula, such
+            as Cohen's kappa without weights.
     """
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip(
         "_"
@@ -238,9 +265,37 @@ def find_metric(name: str) -> Metric:
         return replace(METRICS["map_at_5"], name=f"map_at_{k}", words=f"MAP@{k}", k=k)
     if plain in _NAMES:
         return METRICS[_NAMES[plain]]
+    if plain in _OTHERS:
+        meaning, near = _OTHERS[plain]
+        raise UserError(
+            f"metric {name!r} is not computed here ({meaning}); {near} is the {METRICS[near].words}: if the "
+            f"competition's page says that, --metric {near}"
+        )
     near = nearest(plain, [*METRICS, *_NAMES])
     for spelling, known in _NAMES.items():
         near = near.replace(f"{spelling!r}", f"{known!r}")
     raise UserError(
         f"metric {name!r} is not known{near}; known metrics: {', '.join(METRICS)} (any K in map_at_K)"
     )
+
+
+def metric_for(name: str, kind: str) -> Metric:
+    """Return the metric that `name` means for a target of this kind.
+
+    With several labels per image `accuracy` is `label_accuracy`, the share of right single decisions;
+    scikit-learn's accuracy of such labels is another number, the share of images with every label right.
+
+    Raises:
+        UserError: as `find_metric`.
+    """
+    metric = find_metric(name)
+    return METRICS["label_accuracy"] if (metric.name, kind) == ("accuracy", "multilabel") else metric
+
+
+def names_for(kind: str) -> list[str]:
+    """Return the names of the table's metrics that score targets of this kind, each formula once."""
+    return [
+        name
+        for name, metric in METRICS.items()
+        if kind in metric.kinds and metric_for(name, kind).name == name
+    ]

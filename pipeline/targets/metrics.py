@@ -18,7 +18,7 @@ from pipeline.targets.classes import (
     vqa_accuracy,
     vqa_scores,
 )
-from pipeline.targets.metric_table import METRICS, Metric, find_metric
+from pipeline.targets.metric_table import METRICS, Metric, find_metric, metric_for, names_for
 from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted
 
@@ -31,11 +31,14 @@ __all__ = [
     "all_metrics",
     "classification_metrics",
     "confusion_matrix",
+    "differs_by_column",
     "evaluate",
     "evaluate_labels",
     "evaluate_ranks",
     "find_metric",
     "left_out",
+    "metric_for",
+    "names_for",
     "per_class",
     "softmax",
     "vqa_accuracy",
@@ -100,9 +103,8 @@ def all_metrics(
     """Return every metric that is defined for the target and these rows, and `loss`.
 
     `loss` is the mean log loss in nats, or the mean squared error of scaled numbers. One class or grade: also
-    macro and weighted precision and recall. Several labels: also `label_accuracy`, the share of right single
-    decisions. `metric`, the competition's, is included even if the table does not list it (map_at_3) or it is
-    slow.
+    macro and weighted precision and recall. `metric`, the competition's, is included even if the table does
+    not list it (map_at_3) or it is slow.
 
     Raises:
         UserError: `metric` is not known, or does not score such a target.
@@ -112,15 +114,13 @@ def all_metrics(
     from pipeline.targets import measures
 
     values = np.asarray(values)
-    names = [name for name, known in METRICS.items() if target.kind in known.kinds]
+    names = names_for(target.kind)
     if values.shape[1] > SORTED_OUTPUTS or values.size > SORTED_CELLS:
         names = [name for name in names if name not in SORTED_METRICS]
-    asked = [find_metric(metric).name] if metric else []
+    asked = [metric_for(metric, target.kind).name] if metric else []
     scores: dict[str, float] = {}
     if target.is_choice:
         scores = classification_metrics(truth, target.chosen(values), target.num_outputs)
-    if target.kind == "multilabel":
-        scores["label_accuracy"] = measures.accuracy(_decided(target, truth), target.chosen(values))
     for name in dict.fromkeys([*names, *asked]):
         if name not in scores and (value := evaluate(name, target, truth, values)) is not None:
             scores[name] = value
@@ -187,19 +187,28 @@ def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
     return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
 
 
+def differs_by_column(name: str) -> bool:
+    """Return True if the mean of a metric over columns is not the metric of all their cells together.
+
+    Raises:
+        UserError: the metric is not known.
+    """
+    return find_metric(name).name not in _MEANS_OF_CELLS
+
+
+_MEANS_OF_CELLS = ("accuracy", "label_accuracy", "log_loss", "mae")
 # Undefined where all rows have the same label
 _COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")
 
 
 def _scoring(name: str, target: Target) -> Metric:
     """Return the metric after checking that it scores such a target."""
-    metric = find_metric(name)
+    metric = metric_for(name, target.kind)
     if target.kind not in metric.kinds:
-        fitting = [other for other, known in METRICS.items() if target.kind in known.kinds]
         raise UserError(
             f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} "
             f"targets, but this one is {target.kind} ({target.describe()}); metrics for it: "
-            f"{', '.join(fitting)}"
+            f"{', '.join(names_for(target.kind))}"
         )
     return metric
 

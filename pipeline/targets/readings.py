@@ -51,6 +51,20 @@ def may_have_decimal_commas(texts: Iterable[str]) -> bool:
     return all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in texts)
 
 
+def comma_advice(texts: Iterable[str]) -> str:
+    """Return how to write a number that has a comma among `texts` (1,5): the end of a message; else "".
+
+    Whether 1,500 means 1.5 or 1500 is not known: then both are shown.
+    """
+    found = next((text.strip() for text in texts if "," in text and may_have_decimal_commas([text])), None)
+    if found is None:
+        return ""
+    advice = f"; a comma in a number is not read: write {found!r} as {found.replace(',', '.')}"
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", found):
+        advice += f" or {found.replace(',', '')}, as it is meant"
+    return advice
+
+
 def has_fraction(texts: Iterable[str]) -> bool:
     """Return True when some cell is a number with a fraction: 0.5, 12.37."""
     values = (number(text) for text in texts)

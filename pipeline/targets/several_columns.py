@@ -13,6 +13,7 @@ from pipeline.targets.readings import (
     are_fractions_of_one,
     are_numbers,
     are_shares,
+    comma_advice,
     has_fraction,
     is_true,
     mark_between,
@@ -35,9 +36,10 @@ def of_columns(case: Case) -> Read:
     columns = counted(len(labels.columns), "column")
     if not are_numbers(cells) and not are_flags(cells):
         bad = next(cell for cell in cells if number(cell) is None)
+        other = "; if only one column is the label: --set data.label_column=NAME"
         raise UserError(
             f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is "
-            "expected; if only one column is the label: --set data.label_column=NAME"
+            f"expected{comma_advice([bad]) or other}"
         )
     if not are_flags(cells) or not any(
         case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
-from pipeline.competition.rows import Competition, Row
+from pipeline.competition.rows import ID, IMAGE, Competition, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.recipe import Recipe
 from pipeline.training.resume import PSEUDO, ResumedRun
@@ -17,16 +17,17 @@ def part_rows(
 ) -> tuple[list[Row], list[Row], str]:
     """Return the training rows, the validation rows, and how they were split.
 
-    Images of one id stay together.
+    Images of one id stay together, and the sentence counts ids where an id has several.
     """
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
+    what = IMAGE if len(ids) == len(rows) else ID
     if resumed_run is not None:
         train, val, how = kept_split(
-            ids, list({row[0]: row for row in resumed_run.rows if row[2] != PSEUDO}.values())
+            ids, list({row[0]: row for row in resumed_run.rows if row[2] != PSEUDO}.values()), what
         )
     else:
-        train, val, how = _new_split(recipe, competition, label_of, rows)
+        train, val, how = _new_split(recipe, competition, label_of, rows, what)
     rows_of: dict[str, list[Row]] = {}
     for row in rows:
         rows_of.setdefault(row.id, []).append(row)
@@ -38,7 +39,7 @@ def part_rows(
 
 
 def _new_split(
-    recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]
+    recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row], what: str
 ) -> tuple[list[int], list[int], str]:
     """Return the split of a new run in the form of `train_val_split`: stated in the data, by groups, or
     stratified.
@@ -49,11 +50,11 @@ def _new_split(
         paths.setdefault(row.id, []).append(row.path)
     units = find_units(ids, paths, competition.groups)
     if competition.split is not None:
-        train, val, how = stated_split(ids, competition.split, competition.split_from)
+        train, val, how = stated_split(ids, competition.split, competition.split_from, what)
         warning = (
             both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
         )
         return train, val, f"{how}; {warning}" if warning else how
     if units.bind and recipe.data.val_fraction:
-        return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed)
-    return train_val_split(competition.target.strata(labels), recipe.data.val_fraction, seed)
+        return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed, what)
+    return train_val_split(competition.target.strata(labels), recipe.data.val_fraction, seed, what)
