@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_competition
+from conftest import assert_says, make_competition
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
@@ -210,6 +210,10 @@ def test_the_watch_speaks_after_the_warm_up_and_half_way() -> None:
         said.append(watch.warning(history))
     assert [number for number, text in enumerate(said, start=1) if text] == [2, 6]
     assert "val_accuracy 0.1000" in said[1] and "always 'apple' 0.1000" in said[1]
+    assert "chance on" not in said[1]
+    few = Watch(Baseline(0.5, "always 'a'"), "val_accuracy", True, 2, {"warmup_steps": 1, "total_steps": 4})
+    told = few.warning([{"epoch": 1, "step": 2, "val_accuracy": 0.75}])
+    assert_says(told, "by more than chance on 2 rows", "val_accuracy 0.7500", "0.5000")
 
 
 def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_to_change() -> None:

@@ -101,7 +101,8 @@ def logits(model: nn.Module) -> torch.Tensor:
     return model(pixel_values=torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).logits
 
 
-def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 5e-5) -> None:
+    """`a` is `b` up to rounding: float32 logits of Swin are up to 1e-5 from float64, merged or not."""
     assert (a - b).abs().max().item() <= tolerance * max(1.0, b.abs().max().item())
 
 

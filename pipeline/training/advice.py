@@ -173,10 +173,12 @@ class Watch:
         best = max(scores) if self.higher_is_better else min(scores)
         if not no_better(self.baseline, best, self.higher_is_better, self.metric, self.num_val):
             return None
+        gains = best > self.baseline.value if self.higher_is_better else best < self.baseline.value
+        chance = f" by more than chance on {self.num_val:,} rows" if gains else ""
         return (
-            f"WARNING: after {step:,} optimizer steps no better than a constant prediction: {self.metric} "
-            f"{best:.4f}, {self.baseline.words} {self.baseline.value:.4f}; a higher learning rate or more "
-            "steps may help (Ctrl-C stops and saves the state)"
+            f"WARNING: after {step:,} optimizer steps no better than a constant prediction{chance}: "
+            f"{self.metric} {best:.4f}, {self.baseline.words} {self.baseline.value:.4f}; a higher learning "
+            "rate or more steps may help (Ctrl-C stops and saves the state)"
         )
 
 
