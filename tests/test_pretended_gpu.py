@@ -27,8 +27,8 @@ from pipeline.errors import Interrupted
 from pipeline.report import attention
 
 H100, T4 = (9, 0), (7, 5)
-# Answers that are computed in different ways: by class, grade, number, tag, five guesses, several images
-KINDS = ("label_table", "grades", "numbers", "tags", "best_five", "views_by_table")
+# Answers that are computed in different ways: a grade, a number, labels, the mean of several images
+KINDS = ("grades", "numbers", "tags", "views_by_table")
 # What changes a step or the weights that are kept
 RUNS = {
     "mixed images": "--floor --set augmentation.policy=rand_augment --set augmentation.erasing=0.5 "

@@ -163,7 +163,7 @@ def run(job: Job) -> tuple[Any, ...]:
         job.data,
         job.seed,
         job.row,
-        float(lines[-1].get("val_accuracy", 0)),
+        float(lines[-1].get("val_accuracy", lines[-1].get("val_label_accuracy", 0))),
         accuracy,
         float(seconds),
         trained,
