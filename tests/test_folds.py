@@ -384,6 +384,14 @@ def test_other_settings_for_complete_folds_are_refused(
     assert "nothing to resume" in capsys.readouterr().out
 
 
+def test_folds_of_which_one_is_missing_are_not_complete(folds_run: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    shutil.rmtree(output / "fold-2")
+    with pytest.raises(UserError) as caught:
+        train.main(["--data", str(folds_run / "data"), "--output", str(output), "--resume"])
+    assert_says(str(caught.value), str(output), "'fold-2'", f"--output {output} --folds 3 --resume")
+
+
 def test_groups_are_in_one_fold_each(
     tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

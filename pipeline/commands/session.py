@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pipeline.files import sweep
 from pipeline.ranks import is_first
 from pipeline.run_names import PAGE, RECORD
 from pipeline.unfinished import resume_command, started_with
+from pipeline.wording import quoted
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.recipe import Recipe
@@ -112,11 +114,13 @@ def choose_recipe(
     (None, None) when the run is already complete.
 
     Raises:
-        UserError: the folder holds an unfinished run and --resume is not given, or the flags differ from the
-            run's recipe.
+        UserError: the folder holds an unfinished run and --resume is not given, or folds of which one is
+            missing or changed, or the flags differ from the run's recipe.
     """
     from pipeline.config import validate_recipe
+    from pipeline.folds.assembly import is_put_together
     from pipeline.folds.plan import read_start
+    from pipeline.run_record import read_record
     from pipeline.training.resume import ResumedRun, refuse_changes
 
     if read_start(output):
@@ -124,6 +128,13 @@ def choose_recipe(
             f"{output} holds unfinished folds: continue with `{resume_command(output)}`, or use another "
             "--output"
         )
+    record = read_record(output) if args.resume else None
+    if record and record.kind == "folds" and not is_put_together(output, record):
+        members = record.values.get("members") or {}
+        missing = [name for name in members if not (output / name / RECORD).is_file()]
+        reason = f"without {quoted(missing)}" if missing else "other than those that were put together"
+        again = shlex.join(["python", "train.py", "--output", str(output), "--folds", str(len(members))])
+        raise UserError(f"{output} holds folds {reason}: continue with `{again} --resume`")
     if args.resume and (output / RECORD).exists():
         refuse_changes(output, lambda stored: given or asked_recipe(args, None if args.recipe else stored))
         print(f"the run in {output} is complete: nothing to resume")
