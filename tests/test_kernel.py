@@ -357,6 +357,7 @@ def test_two_cards_are_estimated_to_take_half_the_time() -> None:
     assert lines[2] == "  two T4 (52 TFLOP/s): 30m00s" and lines[3].startswith(
         "  4 CPU cores (0.1 TFLOP/s): "
     )
+    assert forecast(1e9, 1_000, 9.0, has_gpu=False)[1:] == ["  4 CPU cores (0.1 TFLOP/s): 10 s"]
 
 
 def test_views_count_in_the_cost(finished_run: Path) -> None:

@@ -116,6 +116,8 @@ def test_several_models_count_alike_whatever_their_backbones(runs: Path, tmp_pat
     np.testing.assert_allclose(both, (folds + other) / 2, atol=1e-6)
     origin = find_origin(tmp_path / "both.csv")
     assert list(origin.made["members"].values()) == [0.25, 0.25, 0.5] and origin.score == ""
+    assert "3 models, weighted mean of" in gather([runs / "folds", runs / "other"]).describe()
+    assert "2 models, mean of" in gather([runs / "folds"]).describe()
 
 
 def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights(

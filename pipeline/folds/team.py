@@ -95,7 +95,9 @@ class Team:
         if len(self.leaves) == 1:
             return names
         why = " (the metric depends only on the order)" if self.rule == RANKS else ""
-        return f"{names}: {counted(len(self.leaves), 'model')}, mean of their {self.rule}{why}"
+        weights = {round(leaf.weight, 6) for leaf in self.leaves}
+        mean = "mean" if len(weights) == 1 else "weighted mean"
+        return f"{names}: {counted(len(self.leaves), 'model')}, {mean} of their {self.rule}{why}"
 
     def members(self) -> dict[str, float]:
         """Return {folder of each model: weight}."""

@@ -106,7 +106,9 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             "internet",
             flush=True,
         )
-        _rehearse(folder, code_file, bundle, names, settings, team, competition, options, stages, args.images)
+        cost = _rehearse(folder, code_file, bundle, names, settings, team, competition, options, stages)
+        lines = forecast(cost, args.images, settings.hours, has_gpu=args.accelerator != "none")
+        print("\n".join(f"           {line}" for line in lines), flush=True)
         if not args.push:
             print(by_hand(folder, names, slug))
             return 0
@@ -247,8 +249,10 @@ def _rehearse(
     competition: Competition,
     options: Options,
     stages: Stages,
-    num_images: int,
-) -> None:
+) -> float:
+    """Rehearse the kernel, unless that was done with these files. Return the floating-point operations for
+    one row.
+    """
     sample = competition.form.path if competition.form else None
     key = {
         "bundle": bundle.digest,
@@ -271,11 +275,8 @@ def _rehearse(
             "cost": cost_of([leaf.run for leaf in team.leaves], competition, options.views),
         }
         stages.note("rehearsal", **known)
-        print("\n".join(f"           {note}" for note in done.notes))
-    print(
-        "\n".join(f"           {line}" for line in forecast(known["cost"], num_images, settings.hours)),
-        flush=True,
-    )
+        print("\n".join(f"           {note}" for note in done.notes), flush=True)
+    return known["cost"]
 
 
 def by_hand(folder: Path, names: Names, slug: str) -> str:

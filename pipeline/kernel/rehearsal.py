@@ -27,10 +27,11 @@ from pipeline.run import Run
 ROOT = Path(__file__).resolve().parents[2]
 # Achieved speed of vision transformers in operations per second: assumptions, from published figures of other
 # machines.
+CPU = {"4 CPU cores": 0.1e12}  # two physical cores of about 2 GHz with AVX-512, fp32
 MACHINES = {
     "one T4": 26e12,  # 40 % of its nominal 65e12 in fp16
     "two T4": 52e12,  # each computes half of the images
-    "4 CPU cores": 0.1e12,  # two physical cores of about 2 GHz with AVX-512, fp32
+    **CPU,
 }
 _RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
 _SHOWN = 15  # number of last log lines in a message
@@ -110,15 +111,15 @@ def rehearse(
     return Rehearsed(made, rate, found[1] if found else "", notes)
 
 
-def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
+def forecast(cost: float, num_rows: int, hours: float, has_gpu: bool = True) -> list[str]:
     """Return lines that estimate the time for `num_rows` rows at `cost` floating-point operations a row (all
-    members).
+    members). Without a GPU only the CPU is named.
     """
     lines = [
         f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each, without decoding; speeds "
         "are assumed, not measured:"
     ]
-    for machine, rate in MACHINES.items():
+    for machine, rate in (MACHINES if has_gpu else CPU).items():
         seconds = num_rows * cost / rate
         beyond = ""
         if seconds > hours * 3600:
