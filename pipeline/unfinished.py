@@ -15,15 +15,16 @@ from pipeline.shapes import read_object
 _FLAGS = {"data": "--data", "batch_size": "--batch-size"}
 
 
-def resume_command(path: Path | str, *flags: str) -> str:
+def resume_command(path: Path | str, *flags: str, folds: int | None = None) -> str:
     """Return the command that continues the unfinished run (or folds) in `path`, quoted for the shell.
 
-    Data and flags are the run's own; `flags` are added.
+    Data and flags are the run's own; `flags` are added. `folds`: their number, where they were complete
+    before.
     """
     path = Path(path)
     path = path.parent if path.name.startswith("fold-") and (path.parent / FOLDS_START).is_file() else path
     start = read_object(path / FOLDS_START) if (path / FOLDS_START).is_file() else {}
-    several = ["--folds", str(start.get("folds"))] if start else []
+    several = ["--folds", str(folds or start.get("folds"))] if folds or start else []
     several += ["--parallel", str(start["parallel"])] if start.get("parallel", 1) != 1 else []
     begin = ["python"] if several else launcher()
     return shlex.join([*begin, "train.py", "--output", str(path), *several, "--resume", *flags])

@@ -202,7 +202,7 @@ def pretended_gpu(
     Processes started by torchrun have one each, and exchange tensors by gloo, which NCCL would do.
     """
     gpu, cuda = Gpu(local_rank()), "torch.cuda."
-    fork_rng, scaler = torch.random.fork_rng, torch.amp.GradScaler
+    fork_rng = torch.random.fork_rng
     join = torch.distributed.init_process_group
     answers: dict[str, Any] = {
         cuda + "is_available": lambda: True,
@@ -228,7 +228,7 @@ def pretended_gpu(
         "torch.random.fork_rng": lambda devices=(), **_: fork_rng(devices=[]),
         "torch.autocast": _on_cpu(torch.autocast),
         "torch.amp.autocast": _on_cpu(torch.amp.autocast),
-        "torch.amp.GradScaler": lambda device, *args, **kwargs: scaler("cpu", *args, **kwargs),
+        "torch.amp.GradScaler": _on_cpu(torch.amp.GradScaler),
     }
     with ExitStack() as stack:
         for name, answer in answers.items():

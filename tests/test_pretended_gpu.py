@@ -17,6 +17,7 @@ import pytest
 import test_vqa
 import torch
 from safetensors.torch import load_file
+from test_gpu import history
 from test_processes import torchrun
 from test_train import arguments
 
@@ -24,6 +25,7 @@ import inference
 import train
 from pipeline.cleaning import suspects
 from pipeline.errors import Interrupted
+from pipeline.files import read_json
 from pipeline.report import attention
 
 H100, T4 = (9, 0), (7, 5)
@@ -56,11 +58,7 @@ def t4() -> Iterator[None]:
 
 
 def record(run: Path) -> dict:
-    return json.loads((run / "run.json").read_text())
-
-
-def history(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_json(run / "run.json")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from pipeline.wording import quoted
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.recipe import Recipe
+    from pipeline.run_record import RunRecord
     from pipeline.training.resume import ResumedRun
 
 # Flag -> recipe key: short forms of --set KEY=VALUE.
@@ -118,7 +118,6 @@ def choose_recipe(
             missing or changed, or the flags differ from the run's recipe.
     """
     from pipeline.config import validate_recipe
-    from pipeline.folds.assembly import is_put_together
     from pipeline.folds.plan import read_start
     from pipeline.run_record import read_record
     from pipeline.training.resume import ResumedRun, refuse_changes
@@ -129,14 +128,12 @@ def choose_recipe(
             "--output"
         )
     record = read_record(output) if args.resume else None
-    if record and record.kind == "folds" and not is_put_together(output, record):
-        members = record.values.get("members") or {}
-        missing = [name for name in members if not (output / name / RECORD).is_file()]
-        reason = f"without {quoted(missing)}" if missing else "other than those that were put together"
-        again = shlex.join(["python", "train.py", "--output", str(output), "--folds", str(len(members))])
-        raise UserError(f"{output} holds folds {reason}: continue with `{again} --resume`")
-    if args.resume and (output / RECORD).exists():
-        refuse_changes(output, lambda stored: given or asked_recipe(args, None if args.recipe else stored))
+    if record:
+        if record.kind == "folds":
+            check_folds(output, record)
+        refuse_changes(
+            output, record, lambda stored: given or asked_recipe(args, None if args.recipe else stored)
+        )
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / PAGE).exists() and is_first():  # killed in its last second
             from pipeline.report.page import build_report
@@ -157,3 +154,20 @@ def choose_recipe(
             "--output"
         )
     return given or asked_recipe(args), None
+
+
+def check_folds(output: Path, record: RunRecord) -> None:
+    """Check that the folds in `output` are those that were put together.
+
+    Raises:
+        UserError: one is missing or was trained again.
+    """
+    from pipeline.folds.assembly import is_put_together
+
+    if is_put_together(output, record):
+        return
+    members = record.values.get("members") or {}
+    missing = [name for name in members if not (output / name / RECORD).is_file()]
+    reason = f"without {quoted(missing)}" if missing else "other than those that were put together"
+    again = resume_command(output, folds=len(members))
+    raise UserError(f"{output} holds folds {reason}: continue with `{again}`")

@@ -62,7 +62,7 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
         if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
             _check_count(output, len(record.values["members"]), args.folds)
             if is_put_together(output, record):
-                refuse_changes(output, lambda old: steps.recipe(args, None if args.recipe else old))
+                refuse_changes(output, record, lambda old: steps.recipe(args, None if args.recipe else old))
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
             # One fold is missing or was trained again

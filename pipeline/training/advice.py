@@ -140,9 +140,12 @@ def no_better(baseline: Baseline, best: float, higher_is_better: bool, metric: s
 
     An accuracy must be better by more than its standard error.
     """
-    gain = best - baseline.value if higher_is_better else baseline.value - best
     chance = math.sqrt(baseline.value * (1 - baseline.value) / num_val) if metric == "val_accuracy" else 0.0
-    return gain <= chance
+    return _gain(baseline, best, higher_is_better) <= chance
+
+
+def _gain(baseline: Baseline, best: float, higher_is_better: bool) -> float:
+    return best - baseline.value if higher_is_better else baseline.value - best
 
 
 class Watch:
@@ -173,7 +176,7 @@ class Watch:
         best = max(scores) if self.higher_is_better else min(scores)
         if not no_better(self.baseline, best, self.higher_is_better, self.metric, self.num_val):
             return None
-        gains = best > self.baseline.value if self.higher_is_better else best < self.baseline.value
+        gains = _gain(self.baseline, best, self.higher_is_better) > 0
         chance = f" by more than chance on {self.num_val:,} rows" if gains else ""
         return (
             f"WARNING: after {step:,} optimizer steps no better than a constant prediction{chance}: "

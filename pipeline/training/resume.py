@@ -19,7 +19,7 @@ from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
 from pipeline.run_names import RECORD
-from pipeline.run_record import read_record, read_values
+from pipeline.run_record import RunRecord, read_values
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
@@ -55,15 +55,14 @@ def deciding_differences(old: Recipe, new: Recipe) -> dict[str, str]:
     return {key: change for key, change in differences(old, new).items() if key not in DECIDE_NOTHING}
 
 
-def refuse_changes(output: Path, asked: Callable[[dict[str, Any]], Recipe]) -> None:
-    """Check that the complete run (or folds) in `output` has the recipe that is asked for, as nothing would
-    be trained. `asked`: returns that recipe from the stored one.
+def refuse_changes(output: Path, record: RunRecord, asked: Callable[[dict[str, Any]], Recipe]) -> None:
+    """Check that the complete run (or folds) in `output`, with this record, has the recipe that is asked for,
+    as nothing would be trained. `asked`: returns that recipe from the stored one.
 
     Raises:
         UserError: it was trained with another recipe; the differences are listed.
     """
-    record = read_record(output)
-    values = record.values.get("recipe") if record and record.kind != "blend" else None
+    values = record.values.get("recipe") if record.kind != "blend" else None
     if values is None:
         return
     try:
