@@ -1,5 +1,5 @@
-"""torch.compile: the same step as without it, in every architecture with rewrites; and when it is used at
-all.
+"""torch.compile: the same step as without it, in every architecture with rewrites, and one graph for all
+blocks; and when it is used at all.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_autograd import LABELS, build, step
+from test_autograd import LABELS, PIXELS, build, step
 from test_train import arguments
 from torch import nn
+from torch._dynamo.utils import counters
+from transformers import BeitConfig, BeitForImageClassification
 
 import train
 from pipeline.errors import Interrupted, UserError
+from pipeline.models import compiled_blocks
+from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
 from pipeline.models.half_weights import use_half_weights
+from pipeline.models.lora import attach
 from pipeline.training.compilation import MIN_SECONDS, try_compile
 from pipeline.training.compute import Compute
 
@@ -24,6 +29,19 @@ CPU = Compute(torch.device("cpu"), "fp32")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
 )
+
+
+@pytest.fixture
+def without_code_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and differentiated by the compiler's own tools; only its code generator is left out."""
+    whole = torch.compile
+    monkeypatch.setattr(
+        compiled_blocks.torch,
+        "compile",
+        lambda function, **_: whole(function, backend="aot_eager", fullgraph=True, dynamic=False),
+    )
+    torch.compiler.reset()
+    counters.clear()
 
 
 @pytest.mark.parametrize(
@@ -36,17 +54,15 @@ needs_compiler = pytest.mark.skipif(
         ("convnext", False, torch.bfloat16),
     ],
 )
-def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half: torch.dtype | None) -> None:
-    """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left
-    out.
-    """
+@pytest.mark.usefixtures("without_code_generator")
+def test_the_step_is_the_same_without_a_break(name: str, lora: bool, half: torch.dtype | None) -> None:
     model = build(name, lora, dropout=0.1)
     if half is not None:
         use_half_weights(model, half)
     expected_logits, expected = step(model, half)
-    torch.compiler.reset()
-    logits, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False), half)
-    grads = {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}
+    compile_blocks(model, len(LABELS))
+    logits, grads = step(model, half)
+    assert counters["stats"]["unique_graphs"] > 0
     expected_loss, loss = (
         nn.functional.cross_entropy(found, LABELS).item() for found in (expected_logits, logits)
     )
@@ -58,6 +74,30 @@ def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half
         torch.testing.assert_close(
             grad, expected[parameter], rtol=0, atol=tolerance * largest.item(), msg=parameter
         )
+
+
+@pytest.mark.usefixtures("without_code_generator")
+def test_all_blocks_share_a_graph_and_other_batches_and_prediction_use_none() -> None:
+    """The first block has a graph of its own: its input needs no gradient."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BeitConfig(**shape, image_size=32, patch_size=8, num_labels=5, drop_path_rate=0.3)
+    model = attach(BeitForImageClassification(config), 4, 8, 0.0, ("query", "key")).train()
+    expected_logits, expected = step(model, None)
+    assert compile_blocks(model, len(LABELS)) == 12
+    logits, grads = step(model, None)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(grads, expected)
+    model(pixel_values=PIXELS[:4])
+    model.eval()
+    with torch.no_grad():
+        predicted = model(pixel_values=PIXELS).logits
+    assert counters["stats"]["unique_graphs"] == 2
+    leave_uncompiled(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values=PIXELS).logits, predicted)
 
 
 @pytest.mark.slow  # half a minute of compiling

@@ -20,6 +20,7 @@ from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
 from pipeline.models.backbones import head_name, save_backbone
+from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
 from pipeline.models.half_weights import attend_by_products, use_half_weights
 from pipeline.models.lora import PeftModel, plain_state_dict, save_adapter
 from pipeline.predictions import Predictions
@@ -114,8 +115,6 @@ class ClassificationTask:
         self.workers, self.val_workers = (
             resolve_workers(recipe.data.workers, files) for files in (paths, val_paths)
         )
-        # (rows, compiled model): used for micro-batches of this many rows
-        self.compiled: tuple[int, Callable[..., Any]] | None = None
         # Original weights of those in half precision, until they are saved
         self.originals: dict[str, torch.Tensor] = {}
 
@@ -160,13 +159,9 @@ class ClassificationTask:
 
         None turns it off.
         """
-        if rows is None:
-            self.compiled = None
-        else:
-            self.compiled = (
-                rows,
-                torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True}),
-            )
+        leave_uncompiled(self.model)
+        if rows is not None:
+            compile_blocks(self.model, rows)
 
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
@@ -219,8 +214,7 @@ class ClassificationTask:
         )
         if self.recipe.augmentation.erasing:
             pixel_values = erase(pixel_values, batch["erased"])
-        whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
-        logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
+        logits = self.classifier.forward(self.model, pixel_values)
         return self.loss_of(logits, batch["label"]), logits
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:

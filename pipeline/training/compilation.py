@@ -1,8 +1,8 @@
 """Decide whether training steps use torch.compile: tried on this machine, used if results are equal and
 steps are faster.
 
-Only full micro-batches use it. They all have one shape, so one graph is compiled. Smaller micro-batches,
-validation and prediction run without it.
+Only full micro-batches use it (see `pipeline.models.compiled_blocks`). Smaller micro-batches, validation and
+prediction run without it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pipeline.files import human_time
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.predict import Task
 
-# Shortest training worth a trial, by device and number format. On a GPU compiling a large model takes a
-# minute or two and saves perhaps a fifth; on a CPU in fp32 it saves 2 to 12 %. In bf16 on a CPU compiled
-# steps are slower than the layers of `pipeline.models.half_weights`, so that is not tried.
-MIN_SECONDS = {("cuda", "fp32"): 600, ("cuda", "bf16"): 600, ("cuda", "fp16"): 600, ("cpu", "fp32"): 3600}
+# Shortest training worth a trial, by device and number format. On an H100 the trial takes ten seconds and
+# saves a quarter (BEiT-large-384); with fewer cores compiling takes longer. On a CPU in fp32 it saves 2 to
+# 12 %. In bf16 on a CPU compiled steps are slower than the layers of `pipeline.models.half_weights`, so that
+# is not tried.
+MIN_SECONDS = {("cuda", "fp32"): 300, ("cuda", "bf16"): 300, ("cuda", "fp16"): 300, ("cpu", "fp32"): 3600}
 MIN_GAIN = 1.03  # a smaller gain may be noise
 # relative, of loss and gradient norm: another order of rounding
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
@@ -74,7 +75,7 @@ def try_compile(
             f"{micro_batch_size}",
         )
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
-    print("  trying torch.compile, which takes a minute or two")
+    print("  trying torch.compile, which can take a minute")
     try:
         plain = run_step(task, compute, batch)
         task.compile(micro_batch_size)
