@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_processes import ADAPTER, flags, in_one_thread, resume, together
 from test_train import arguments
 from torch import nn
 from transformers import BeitConfig, BeitForImageClassification
@@ -148,3 +150,39 @@ def test_out_of_memory_halves_the_micro_batch(
     printed = capsys.readouterr()
     assert "out of memory: continuing with 9 images at a time" in printed.out + printed.err
     assert history(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_two_processes_on_one_card_train_and_predict_as_one(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both use the card of this machine; two/ and stopped/ are trained by two processes, and stopped/ is
+    finished by one.
+    """
+    monkeypatch.setenv("SHARE_CARDS", "1")
+    full = ["--lora-rank", "0", "--lr", "0.001", "--set", "gradient_sum=reduced"]
+    predict = ["--model", str(tmp_path / "one"), "--data", str(competition), "--precision", "fp32"]
+    for name, more in (("one", []), ("full-one", full)):
+        assert in_one_thread(train.main, flags(tmp_path, tiny_backbone, name, *more)) == 0
+    commands = [
+        ["train", *flags(tmp_path, tiny_backbone, "two")],
+        ["train", *flags(tmp_path, tiny_backbone, "full-two", *full)],
+        ["inference", *predict, "--output", str(tmp_path / "two.csv")],
+        ["train", *flags(tmp_path, tiny_backbone, "stopped", "--max-minutes", "0")],
+    ]
+    code, out, err = together(2, commands)
+    assert (tmp_path / "stopped/state").exists(), f"{code} {out} {err}"
+    resume(tmp_path, "stopped")
+    inference.main([*predict, "--output", str(tmp_path / "one.csv")])
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
+    assert json.loads((tmp_path / "two/run.json").read_text())["device"] == torch.cuda.get_device_name()
+    model = "model_beit/model.safetensors"
+    for one, two, file in (
+        ("one", "two", ADAPTER),
+        ("one", "stopped", ADAPTER),
+        ("full-one", "full-two", model),
+    ):
+        losses = [[line["train_loss"] for line in history(tmp_path / name)] for name in (one, two)]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+        weights = [load_file(tmp_path / name / file) for name in (one, two)]
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(weights[1][name], weight, rtol=1e-2, atol=1e-4, msg=f"{two}: {name}")

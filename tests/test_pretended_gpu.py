@@ -185,3 +185,12 @@ def test_two_processes_with_a_gpu_each(competition: Path, tiny_backbone: Path, t
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_gpu_with_memory_for_more_images_at_a_time_says_so(
+    h100: None, competition: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--accumulation-steps", "4", "--dry-run"]
+    for size, says in (("2", True), ("auto", False)):
+        train.main([*arguments(competition, tiny_backbone, tmp_path / "run"), *words, "--batch-size", size])
+        assert ("images fit in memory at a time" in capsys.readouterr().out) is says

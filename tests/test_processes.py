@@ -330,6 +330,7 @@ def test_questions_are_answered_with_the_bits_of_one_process(tmp_path: Path, tin
 def test_more_processes_than_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "3" if name.endswith("SIZE") else "2")
+    monkeypatch.delenv("SHARE_CARDS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"3 processes, .* 2 GPUs: --nproc-per-node 2"):
         card()

@@ -85,13 +85,12 @@ def announce(
     if processes.count > 1 and not shared_out and is_exact(recipe.gradient_sum, counts.trainable):
         # One copy to send and one from each process
         memory = replace(memory, gradients=memory.gradients * (processes.count + 2))
-    micro_batch_size = recipe.batch_size
+    micro_batch_size, share = recipe.batch_size, max(recipe.effective_batch_size // processes.count, 1)
     if args.batch_size == "auto":
         before = (
             0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
         )  # a resumed run keeps its size if it fits
-        wanted = before or max(recipe.effective_batch_size // processes.count, 1)
-        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
+        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, before or share))
     checkpointed = (
         None
         if recipe.activation_checkpointing
@@ -103,6 +102,12 @@ def announce(
         f"{recipe.effective_batch_size} {task.rows_are} ({micro_batch_size} at a time); {schedule['name']} "
         f"learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
+    fitting = largest_micro_batch(memory, compute.device, share)
+    if compute.device.type == "cuda" and session.resumed_run is None and fitting >= 2 * micro_batch_size:
+        print(
+            f"  {fitting} {task.rows_are} fit in memory at a time: with --batch-size auto steps stay the "
+            "same, and a fast GPU waits less for Python"
+        )
     if (epochs := epochs_of(schedule)) > recipe.epochs:
         print(
             f"  {epochs} epochs instead of {recipe.epochs}, because schedule.min_steps is "
