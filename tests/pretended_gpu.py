@@ -2,8 +2,8 @@
 
 Everything is computed on the CPU, so results are those of a run without a GPU. What changes is what a GPU
 would refuse: an operation that mixes tensors of two devices, `.numpy()` of a tensor on the GPU. The branches
-for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. Not pretended: kernels, streams,
-speed.
+for CUDA (fp16 with a scaler, random states, freeing memory) are taken too. What would make the CPU wait for
+the GPU is noted (`Gpu.waits`). Not pretended: kernels, streams, speed.
 
 A tensor lies on the GPU if its storage was moved or made there. A torch function mode sees the calls that
 name a device, a dispatch mode all others, the backward pass included. There `tensor.device` says cpu, so what
@@ -12,8 +12,10 @@ is made on `tensor.device` within the backward pass (activation checkpointing) c
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,19 +27,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.ranks import local_rank
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 NAME = "Pretended GPU"
 # These may mix devices: copies, and an index on the CPU into a tensor on the GPU
 COPIES = {"copy_", "_to_copy", "_foreach_copy_", "set_", "lift_fresh"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+# The CPU needs their result, or its size
+READS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
 T, aten = torch.Tensor, torch.ops.aten
 
 
 class Gpu:
-    """The storages that lie on the pretended GPU."""
+    """The storages that lie on the pretended GPU.
+
+    `waits`: where the CPU would have waited for all that the GPU has to do (code of this repository).
+    """
 
     def __init__(self, number: int) -> None:
         self.device = torch.device("cuda", number)
+        self.waits: list[str] = []
         # The weak reference keeps the address from being used again
         self.storages: dict[int, StorageWeakRef] = {}
         self.is_moving = False
@@ -56,6 +65,16 @@ class Gpu:
         self.storages[storage._cdata] = StorageWeakRef(storage)
         if len(self.storages) % 5000 == 0:
             self.storages = {at: weak for at, weak in self.storages.items() if not weak.expired()}
+
+    def wait(self, what: str) -> None:
+        """Note that the CPU waits for the GPU."""
+        stack = traceback.extract_stack()
+        # Clipping copies its factor to the device of the gradients, where it is
+        if any(frame.filename.endswith("clip_grad.py") for frame in stack):
+            return
+        frames = [frame for frame in stack if frame.filename.startswith(f"{ROOT}/pipeline")]
+        places = [f"{frame.filename.removeprefix(f'{ROOT}/')}:{frame.lineno}" for frame in frames[-1:]]
+        self.waits.append(f"{what} in {', '.join(places)}")
 
     def move(self, tensor: torch.Tensor, device: torch.device | None, **how: Any) -> torch.Tensor:
         """Return what `tensor.to(device, **how)` returns; the same tensor if nothing changes."""
@@ -112,6 +131,10 @@ class Operations(TorchDispatchMode):
                     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
                     f"and cpu: {name} of {[tuple(tensor.shape) for tensor in given]}, on the cpu {wrong}"
                 )
+            if name in READS or (name in INDEXING and any(_is_mask(leaf) for leaf in given[1:])):
+                self.gpu.wait(name)
+            elif name == "copy_" and not all(there) and (*args, *kwargs.values())[2:3] != (True,):
+                self.gpu.wait("a copy from or to the CPU")
         kwargs = dict(kwargs or {})
         made_there = getattr(kwargs.get("device"), "type", None) == "cuda"
         if made_there:  # in the backward pass, where the function mode sees nothing
@@ -122,6 +145,10 @@ class Operations(TorchDispatchMode):
                 if isinstance(result, torch.Tensor) and all(result is not tensor for tensor in given):
                     self.gpu.take(result)
         return out
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (torch.bool, torch.uint8)
 
 
 def _is_index(tensor: torch.Tensor) -> bool:
@@ -143,6 +170,8 @@ class Calls(TorchFunctionMode):
             return self.gpu.holds(args[0])
         if func in (T.numpy, T.__array__) and self.gpu.holds(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+        if func in (T.cpu, T.tolist) and self.gpu.holds(args[0]):
+            self.gpu.wait(func.__name__)
         if func is T.cpu:
             return self.gpu.move(args[0], CPU)
         if func is T.cuda:
@@ -154,6 +183,10 @@ class Calls(TorchFunctionMode):
         device = kwargs.get("device")
         device = torch.device(device) if isinstance(device, str | int) else device
         if isinstance(device, torch.device) and device.type == "cuda":
+            if func in (torch.tensor, torch.as_tensor) and not (
+                isinstance(args[0], torch.Tensor) and self.gpu.holds(args[0])
+            ):
+                self.gpu.wait(func.__name__)
             kwargs["device"] = CPU
             return tree_map(lambda x: self.made(x, args), func(*args, **kwargs))
         out = func(*args, **kwargs)
@@ -178,9 +211,11 @@ class Calls(TorchFunctionMode):
             device = self.gpu.device if self.gpu.holds(other) else CPU
             return self.gpu.move(tensor, device, dtype=other.dtype)
         copy = kwargs.pop("copy", None)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, no_wait, layout = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type not in ("cpu", "cuda"):
             return T.to(tensor, *args, **kwargs)
+        if device is not None and self.gpu.holds(tensor) != (device.type == "cuda") and not no_wait:
+            self.gpu.wait("to")
         return self.gpu.move(tensor, device, dtype=dtype, memory_format=layout, copy=copy)
 
 

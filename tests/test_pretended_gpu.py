@@ -5,7 +5,8 @@ machine; and the numbers are those of a CPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from pipeline.cleaning import suspects
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
 from pipeline.report import attention
+from pipeline.tasks.classification_task import ClassificationTask
+from pipeline.training.engine import _Loop
 
 H100, T4 = (9, 0), (7, 5)
 # Answers that are computed in different ways: a grade, a number, labels, the mean of several images
@@ -46,9 +49,9 @@ RUNS = {
 
 
 @pytest.fixture
-def h100() -> Iterator[None]:
-    with pretended_gpu.pretended_gpu(H100):
-        yield
+def h100() -> Iterator[pretended_gpu.Gpu]:
+    with pretended_gpu.pretended_gpu(H100) as gpu:
+        yield gpu
 
 
 @pytest.fixture
@@ -194,3 +197,34 @@ def test_a_gpu_with_memory_for_more_images_at_a_time_says_so(
     for size, says in (("2", True), ("auto", False)):
         train.main([*arguments(competition, tiny_backbone, tmp_path / "run"), *words, "--batch-size", size])
         assert ("images fit in memory at a time" in capsys.readouterr().out) is says
+
+
+@pytest.mark.parametrize("name", [*KINDS, *RUNS])
+def test_training_and_prediction_do_not_wait_for_the_gpu_in_every_batch(
+    name: str,
+    h100: pretended_gpu.Gpu,
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the GPU has nothing to do until the next kernels come. The first batch may: what is copied once is
+    no harm.
+    """
+    data, flags = competition, RUNS.get(name, "").split()
+    if name in KINDS:
+        made = competitions.KINDS[name](tmp_path / "made")
+        data, flags = made.root, made.flags
+    waits: dict[object, list[list[str]]] = defaultdict(list)
+    for place in (_Loop.pass_micro_batch, _Loop.optimizer_step, ClassificationTask.logits):
+
+        def watched(*args: object, real: Callable[..., object] = place) -> object:
+            before = len(h100.waits)
+            result = real(*args)
+            waits[real].append(h100.waits[before:])
+            return result
+
+        owner = ClassificationTask if place is ClassificationTask.logits else _Loop
+        monkeypatch.setattr(owner, place.__name__, watched)
+    train.main([*arguments(data, tiny_backbone, tmp_path / "run"), *flags])
+    assert {place for calls in waits.values() for call in calls[1:] for place in call} == set()

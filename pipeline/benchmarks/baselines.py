@@ -107,6 +107,8 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
         }
         for start in range(0, rows, size)
     ]
+    if work.device.type == "cuda":  # as the loader's batches are: else each copy waits for the GPU
+        batches = [{name: part.pin_memory() for name, part in batch.items()} for batch in batches]
     task.train_batches = lambda *_: batches
     optimizer = plain_optimizer(task.model)
     compute = Compute(work.device, work.precision)

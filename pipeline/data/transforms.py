@@ -65,8 +65,11 @@ class Preprocessing:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 (pixels * scale - mean) / std of (B, 3, H, W) uint8, on the tensor's own device."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        # Without waiting: else a GPU would have nothing to do until the kernels of this batch come
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1).to(pixels.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
         return pixels.float().mul_(self.scale).sub_(mean).div_(std)
 
     def at_size(self, image_size: int) -> Preprocessing:
