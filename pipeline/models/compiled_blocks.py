@@ -18,12 +18,14 @@ from torch import nn
 from pipeline.models.half_weights import blocks_of
 from pipeline.models.lora import PeftModel
 
+OPTIONS = {"fallback_random": True}  # dropout has the masks that it has without torch.compile
+
 
 def compile_blocks(model: nn.Module, rows: int) -> int:
     """Compile the blocks of `model` when a micro-batch of `rows` images trains; return their number.
 
-    A model without blocks that transformers knows is compiled as a whole (1). Dropout has the masks that it
-    has without torch.compile. Nothing is compiled before the first such micro-batch.
+    A model without blocks that transformers knows is compiled as a whole (1). Nothing is compiled before the
+    first such micro-batch.
     """
     parts = _parts(model)
     # Else torch refuses a graph for each size of window or of image (Swin)
@@ -32,7 +34,7 @@ def compile_blocks(model: nn.Module, rows: int) -> int:
     for part in parts:
         if type(part) not in compiled:
             compiled[type(part)] = torch.compile(
-                type(part).forward, fullgraph=True, dynamic=False, options={"fallback_random": True}
+                type(part).forward, fullgraph=True, dynamic=False, options=OPTIONS
             )
         part.forward = MethodType(_forward_of(compiled[type(part)], rows), part)
     for module in _drop_paths(parts):
