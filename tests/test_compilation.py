@@ -14,7 +14,12 @@ from test_autograd import LABELS, PIXELS, build, step
 from test_train import arguments
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import BeitConfig, BeitForImageClassification
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
 import train
 from pipeline.errors import Interrupted, UserError
@@ -98,6 +103,20 @@ def test_all_blocks_share_a_graph_and_other_batches_and_prediction_use_none() ->
     assert not any("forward" in module.__dict__ for module in model.modules())
     with torch.no_grad():
         assert torch.equal(model(pixel_values=PIXELS).logits, predicted)
+
+
+@pytest.mark.usefixtures("without_code_generator")
+def test_blocks_of_timm_share_a_graph_too() -> None:
+    torch.manual_seed(0)
+    shape = {"img_size": 32, "patch_size": 8, "depth": 6, "embed_dim": 32, "num_heads": 2}
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=shape, num_labels=5)
+    model = attach(TimmWrapperForImageClassification(config), 4, 8, 0.1, ("fc1",)).train()
+    expected_logits, expected = step(model, None)
+    assert compile_blocks(model, len(LABELS)) == 6
+    logits, grads = step(model, None)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.slow  # half a minute of compiling

@@ -8,6 +8,7 @@ in training. All others, and prediction, run the plain layers, so that no graph 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -24,8 +25,8 @@ OPTIONS = {"fallback_random": True}  # dropout has the masks that it has without
 def compile_blocks(model: nn.Module, rows: int) -> int:
     """Compile the blocks of `model` when a micro-batch of `rows` images trains; return their number.
 
-    A model without blocks that transformers knows is compiled as a whole (1). Nothing is compiled before the
-    first such micro-batch.
+    A model without equal blocks is compiled as a whole (1). Nothing is compiled before the first such
+    micro-batch.
     """
     parts = _parts(model)
     # Else torch refuses a graph for each size of window or of image (Swin)
@@ -51,12 +52,38 @@ def leave_uncompiled(model: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
-    return blocks_of(model) or [model.get_base_model() if isinstance(model, PeftModel) else model]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return blocks_of(model) or _repeated(base) or [base]
+
+
+def _repeated(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of the innermost lists of equal modules: blocks of timm and of convolutional
+    networks.
+    """
+    lists = [module for module in model.modules() if _is_list_of_blocks(module)]
+    innermost = [one for one in lists if not any(map(_is_list_of_blocks, list(one.modules())[1:]))]
+    return [block for one in innermost for block in one.children()]
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    kinds = {type(child) for child in module.children()}
+    return (
+        isinstance(module, nn.ModuleList | nn.Sequential)
+        and len(module) > 1
+        and len(kinds) == 1
+        and all(any(True for _ in child.children()) for child in module.children())
+    )
 
 
 def _drop_paths(parts: list[nn.Module]) -> list[Any]:
-    modules = [module for part in parts for module in part.modules()]
-    return [module for module in modules if type(module).__name__.endswith("DropPath") and module.drop_prob]
+    """Return transformers' modules of this kind; timm's draw other numbers."""
+    return [
+        module
+        for part in parts
+        for module in part.modules()
+        if re.fullmatch(r"transformers\..*DropPath", f"{type(module).__module__}.{type(module).__name__}")
+        and module.drop_prob
+    ]
 
 
 def _drop_path(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
