@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, meet_over, predict_together
-    from pipeline.folds.views import choose_views, parse_views, predict_views
+    from pipeline.folds.views import choose_views, parse_views, predict_sets, predict_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
@@ -125,9 +125,9 @@ def main(argv: list[str] | None = None) -> int:
     views, lines = choose_views(
         parse_views(args.tta),
         team,
-        lambda run, rows, views: predict_views(
-            run, competition, args.batch_size, args.precision, views, rows, args.engine
-        )[0],
+        lambda run, rows, sets: predict_sets(
+            run, competition, args.batch_size, args.precision, sets, rows, args.engine
+        ),
     )
     print("".join(f"  {line}\n" for line in lines), end="")
     kept_before = Kept(

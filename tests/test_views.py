@@ -23,6 +23,7 @@ from pipeline.predictions import Predictions
 from pipeline.run import Run
 from pipeline.submission.origin import find_origin
 from pipeline.targets.target import Target, multiclass
+from pipeline.tasks import classification
 
 
 def test_what_is_asked_for() -> None:
@@ -104,9 +105,9 @@ def test_gains_of_models_with_their_classes_in_another_order(finished_run: Path,
     (other / "run.json").write_text(json.dumps(record))
     np.save(other / "val_probs.npy", np.load(other / "val_probs.npy")[:, ::-1])
 
-    def predict(run: Run, rows: Sequence[Row], _views: tuple[str, ...]) -> Predictions:
+    def predict(run: Run, rows: Sequence[Row], sets: Sequence[tuple[str, ...]]) -> list[Predictions]:
         values = np.load(run.path / "val_probs.npy")
-        return Predictions(tuple(row.id for row in rows), values, run.target)
+        return [Predictions(tuple(row.id for row in rows), values, run.target) for _ in sets]
 
     found = gains(gather([one, other]), [("crops",)], predict)
     assert found == {("crops",): 0.0}
@@ -115,8 +116,15 @@ def test_gains_of_models_with_their_classes_in_another_order(finished_run: Path,
 
 
 def test_from_the_command_line(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    built, rebuild = [], classification.rebuild
+    monkeypatch.setattr(
+        classification, "rebuild", lambda run, outputs: built.append(run.path) or rebuild(run, outputs)
+    )
     run, output = shutil.copytree(finished_run / "run", tmp_path / "run"), tmp_path / "predictions.csv"
     for kept in run.glob("test*.*"):  # another test may have predicted with the shared run
         kept.unlink()
@@ -130,8 +138,13 @@ def test_from_the_command_line(
         "scale",
     ]
     assert (run / "test-flip-scale.npy").exists() and not (run / "test.npy").exists()
+    built.clear()
     assert inference.main([*words, "--tta", "auto"]) == 0
     said = capsys.readouterr().out
+    together = any(line.strip().startswith("views ") and "+" in line for line in said.splitlines())
+    predicted_before = "predicted before" in said
+    # Once for all single views, once for the gaining ones together, once for the test images
+    assert len(built) == 1 + together + (not predicted_before)
     assert all(f"view {name}: gain" in said for name in ("flip", "crops", "scale")) and "views used: " in said
     assert len([line for line in said.splitlines() if " px, " in line]) == 1, "the model is described once"
     assert len(pd.read_csv(output)) == 5

@@ -20,11 +20,17 @@ from pipeline.run import Run
 from pipeline.run_names import VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
-from pipeline.tasks.apply import predict
+from pipeline.tasks.apply import predict, ready
+from pipeline.training.compute import choose_compute
 from pipeline.wording import nearest
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.tasks.build import Predictor
+
+# run, rows, sets of views: the predictions of each set, all by one model
+PredictSets = Callable[[Run, Sequence[Row], Sequence[tuple[str, ...]]], list[Predictions]]
 
 VIEWS, AUTO = ("flip", "crops", "scale"), "auto"
 # scale: the middle, enlarged by this; crops: side of a corner crop as a share of the image
@@ -131,10 +137,11 @@ def predict_views(
     views: Sequence[str],
     given: Sequence[Row] | None = None,
     engine: str = TORCH,
+    built: Predictor | None = None,
 ) -> tuple[Predictions, list[Path]]:
     """Predict the test ids (or the rows `given`), averaged over views.
 
-    Return also the images that could not be decoded.
+    Return also the images that could not be decoded. `built`: see `predict`.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -147,13 +154,33 @@ def predict_views(
         lambda logits, target: averaged_logits(logits, target, views),
         given,
         engine,
+        built,
     )
 
 
+def predict_sets(
+    run: Run,
+    competition: Competition,
+    batch_size: int,
+    precision: str,
+    sets: Sequence[tuple[str, ...]],
+    rows: Sequence[Row],
+    engine: str = TORCH,
+) -> list[Predictions]:
+    """Return the predictions of `rows` for each set of views. The model is built once for all sets.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or no image can be decoded.
+    """
+    built = ready(run, run.target.num_outputs, choose_compute(precision, engine))
+    return [
+        predict_views(run, competition, batch_size, precision, views, rows, engine, built)[0]
+        for views in sets
+    ]
+
+
 def gains(
-    team: Team,
-    candidates: Sequence[tuple[str, ...]],
-    predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions],
+    team: Team, candidates: Sequence[tuple[str, ...]], predict: PredictSets
 ) -> dict[tuple[str, ...], float] | None:
     """Return how much each set of views improves the metric on the models' validation (or out-of-fold) rows.
 
@@ -179,8 +206,8 @@ def gains(
         label_of = {row.id: row.label for row in rows}
         truth += [label_of[name] for name in plain.ids]
         before.append(in_order(plain, target).values)
-        for views in candidates:
-            after[views].append(in_order(predict(leaf.run, rows, views).aligned(plain.ids), target).values)
+        for views, found in zip(candidates, predict(leaf.run, rows, candidates), strict=True):
+            after[views].append(in_order(found.aligned(plain.ids), target).values)
     encoded, metric = target.encode(truth), team.first.metric
     sign = 1 if find_metric(metric).higher_is_better else -1
     base = evaluate(metric, target, encoded, np.concatenate(before))
@@ -193,12 +220,12 @@ def gains(
 
 
 def choose_views(
-    asked: tuple[str, ...], team: Team, predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
+    asked: tuple[str, ...], team: Team, predict: PredictSets
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the views to use, and lines on their gains on validation rows.
 
     `auto` uses all views that gain there, if together they gain at least as much as the best one alone;
-    otherwise the best one.
+    otherwise the best one. For each list of views to compare `predict` is called once for each model.
 
     Raises:
         UserError: a view that a model must not see, or an error of `predict`.

@@ -25,7 +25,7 @@ from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
 from pipeline.folds.team import Team, gather
-from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_views
+from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_sets, predict_views
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
 from pipeline.kernel.bundle import DATASET_METADATA, Bundle, Options, make_bundle, weights_digest
@@ -174,9 +174,9 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
         found, lines = choose_views(
             asked,
             team,
-            lambda run, rows, views: predict_views(
-                run, competition, args.batch_size, args.precision, views, rows, args.engine
-            )[0],
+            lambda run, rows, sets: predict_sets(
+                run, competition, args.batch_size, args.precision, sets, rows, args.engine
+            ),
         )
         known = {"of": of, "views": list(found), "lines": lines}
         stages.note("views", **known)

@@ -65,12 +65,14 @@ def predict(
     wrap: Wrap | None = None,
     given: Sequence[Row] | None = None,
     engine: str = TORCH,
+    built: Predictor | None = None,
 ) -> tuple[Predictions, list[Path]]:
     """Predict the test ids in the order of the submission form (or the rows `given`).
 
     Returns also the images that could not be decoded. `wrap` replaces the model's logits function, for
-    example by a mean over views. `engine`: one of `pipeline.engines`. The model is described in a line; not
-    for `given` rows, which are predicted many times to choose views.
+    example by a mean over views. `engine`: one of `pipeline.engines`. `built`: the run's model as `ready`
+    returns it; without it the model is built here. The model is described in a line; not for `given` rows,
+    which are predicted many times to choose views.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -80,7 +82,15 @@ def predict(
     rows = list(competition.test if given is None else given)
     target = target_of(run, competition, task_module(run.task).num_outputs_of(run))
     computed = compute_rows(
-        run, target, rows, batch_size, precision, wrap=wrap, engine=engine, describe=given is None
+        run,
+        target,
+        rows,
+        batch_size,
+        precision,
+        wrap=wrap,
+        engine=engine,
+        describe=given is None,
+        built=built,
     )
     assembled = assemble(run, target, rows, computed)
     return assembled.predictions, assembled.unreadable
@@ -122,12 +132,14 @@ def compute_rows(
     share: tuple[int, int] | None = None,
     engine: str = TORCH,
     describe: bool = True,
+    built: Predictor | None = None,
 ) -> Computed:
     """Return the logits of `rows`, computed on the best available device.
 
     `go_on` is called before each batch with the number of rows handed out so far; when it returns False, no
     more batches are computed. `share`: (r, n) computes only the batches of process r of n; None: torchrun's
-    processes share all of them. `describe`: print a line about model and device.
+    processes share all of them. `describe`: print a line about model and device. `built`: the model, if the
+    caller has built it with `ready` for the same precision and engine.
 
     Raises:
         UserError: the model cannot be rebuilt.
@@ -139,7 +151,7 @@ def compute_rows(
     from pipeline.training.predict import predict_logits
 
     compute = choose_compute(precision, engine)
-    predictor = ready(run, target.num_outputs, compute)
+    predictor = built or ready(run, target.num_outputs, compute)
     if describe:
         where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
         print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
