@@ -26,7 +26,7 @@ from pipeline.folds.assembly import (
 from pipeline.folds.members import Member, check_alike, common_rows, read_member, stacked
 from pipeline.folds.prior import calibration
 from pipeline.folds.team import in_order
-from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen
+from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen, ways
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
@@ -93,9 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     parts = _parts(members, ids, target, labels, args.seed)
     choice, refused, blended = _choose(scale, values, parts, members, args.seed)
     if sum(weight > 0 for weight in choice.weights) < 2:
+        best = str(members[choice.weights.index(max(choice.weights))].path)
         print(
-            f"no blend is better than {members[choice.weights.index(max(choice.weights))].path} alone: "
-            "nothing is written"
+            f"no blend is better than {best} alone: nothing is written\nnext: "
+            f"{shlex.join(['python', 'inference.py', '--model', best])}"
         )
         return 0
     with holding_folder(args.output):
@@ -133,7 +134,8 @@ def _choose(
     """Return the choice on all rows, the refused members, and (N, O) predictions by choices that did not see
     the rows.
 
-    Prints every score.
+    A blend that scores no more on such rows than the best member alone gives way to that member. Prints every
+    score.
     """
     import numpy as np
 
@@ -162,9 +164,10 @@ def _choose(
     alone = by_way[WAYS[0]][0]
     if sum(weight > 0 for weight in choice.weights) > 1 and scale(blended) <= alone:
         print(
-            f"  note: the best member alone has {sign * alone:.4f} on such rows, so this blend may be no "
-            "better"
+            f"  the best member alone has {sign * alone:.4f} on such rows: the blend is not better, and one "
+            "model is less work, so it is preferred"
         )
+        choice = ways(scale, values, np.arange(len(parts)))[0]
     return choice, refused, blended
 
 
