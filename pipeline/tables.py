@@ -12,9 +12,9 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import IO, Any
@@ -31,7 +31,8 @@ DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 class Table:
     """One CSV file. `cells[i]` is a row, as wide as `columns`.
 
-    `lines[i]` is its row number in the file (the header is row 1).
+    `lines[i]` is its row number in the file (the header is row 1). `numbering`: line -> cell of a first
+    column without a name that was ignored; empty if there was none.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Table:
     delimiter: str
     has_byte_order_mark: bool
     notes: tuple[str, ...] = ()  # what was ignored
+    numbering: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     def column(self, name: str) -> list[str]:
         """Return the cells of the column called `name`, top to bottom."""
@@ -62,6 +64,7 @@ def load_table(path: Path) -> Table:
     path = Path(path)
     text, problems = _decoded(path)
     notes: tuple[str, ...] = ()
+    numbering: dict[int, str] = {}
     has_byte_order_mark = text.startswith("\ufeff")
     text = text.removeprefix("\ufeff")
     delimiter, rows, lines, broken_quote = _parsed(text)
@@ -70,6 +73,7 @@ def load_table(path: Path) -> Table:
     else:
         problems += _width_problems(rows, lines, delimiter)
         if not problems and not broken_quote and _has_index(rows):
+            numbering = {line: row[0] for line, row in zip(lines[1:], rows[1:], strict=True)}
             rows = [row[1:] for row in rows]
             notes = ("an unnamed column that numbers the rows (a pandas index) ignored",)
         problems += _header_problems(rows[0])
@@ -77,7 +81,24 @@ def load_table(path: Path) -> Table:
         problems.append(broken_quote)
     raise_all(problems, f"{path} cannot be read as a table:")
     cells = tuple(tuple(row) for row in rows[1:])
-    return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark, notes)
+    return Table(
+        path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark, notes, numbering
+    )
+
+
+def name_the_ids(table: Table) -> str:
+    """Return how to name the first column of a table, whose `numbering` may be its ids; "" without one."""
+    if not table.numbering:
+        return ""
+    cells = list(table.numbering.values())
+    what = (
+        f"its first column has no name and holds {cells[0]} to {cells[-1]}, so it was ignored as row numbers"
+    )
+    named = "name it"
+    if table.path.suffix.lower() not in (".gz", ".zip"):
+        mark = {"\t": "\\t"}.get(table.delimiter, table.delimiter)
+        named += f": sed -i.bak {quote(f'1s/^[^{mark}]*/id/')} {quote(str(table.path))}"
+    return f"{what}; if these are the ids, {named}"
 
 
 def numbers_the_rows(cells: Sequence[str]) -> bool:

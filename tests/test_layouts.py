@@ -1588,3 +1588,27 @@ def test_without_a_sample_a_column_called_id_is_the_id_beside_paths(tmp_path):
     competition = read_layout(root)
     assert competition.form.columns == ("Id", "label")
     assert [(row.id, row.path.name) for row in competition.test] == [("501", "9.jpg"), ("500", "8.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "file"),
+    [
+        (",label\n0,a\n1,b\n2,a\n3,b\n", None, "train.csv"),
+        (",width,label\n0,30,a\n1,31,b\n2,32,a\n3,33,b\n", None, "train.csv"),
+        (",a,b\n0,1,0\n1,0,1\n2,1,0\n3,0,1\n", None, "train.csv"),
+        ("id,label\n0,a\n1,b\n2,a\n3,b\n", ",label\n0,a\n1,a\n", "sample_submission.csv"),
+        ("id,label\n0,a\n1,b\n2,a\n3,b\n", ",a,b\n0,0.5,0.5\n1,0.5,0.5\n", "sample_submission.csv"),
+    ],
+)
+def test_ids_in_a_column_without_a_name_are_refused_with_the_command_that_names_it(
+    tmp_path, train, sample, file
+):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(4)), "test/0.jpg", "test/1.jpg")
+    write(tmp_path, train=train, **({"sample_submission": sample} if sample else {}))
+    message = refusal(tmp_path)
+    command = re.search(r"sed -i\.bak '[^']*' \S+", message)[0]
+    assert command.endswith(str(tmp_path / file)) and "if these are the ids" in message
+    subprocess.run(command, shell=True, check=True)
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.train] == ["0", "1", "2", "3"]
+    assert [row.id for row in competition.test] == ["0", "1"]

@@ -136,6 +136,7 @@ def test_a_file_that_is_ready(tmp_path):
             "label,id\ncat,a\ndog,b\ncat,c\n",
             ["columns in another order: 'label', 'id', expected 'id', 'label'"],
         ),
+        (",id,label\n0,a,cat\n1,b,dog\n2,c,cat\n", ["numbers the rows (a pandas index)"]),
         ("id,label,x\na,cat,1\nb,dog,1\nc,cat,1\n", ["unexpected columns: 'x'"]),
         ("id,label\na,cat\nb,dog\n", ["2 rows for 3 ids", "1 id missing: 'c'"]),
         (

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.tables import load_table, write_table
+from pipeline.tables import load_table, name_the_ids, write_table
 from pipeline.wording import nearest, numbered
 
 
@@ -220,3 +220,12 @@ def test_nearest_prefers_a_difference_in_case():
     assert nearest("Dress", ["dresses", "dress"]) == " (nearest: 'dress')"
     assert nearest("drss", ["hat", "dress"]) == " (nearest: 'dress')"
     assert nearest("zzz", ["hat", "dress"]) == ""
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_an_ignored_column_can_be_named(tmp_path, mark):
+    path = save(tmp_path, f'""{mark}a{mark}b\n1{mark}x{mark}y\n2{mark}z{mark}w\n')
+    table = load_table(path)
+    assert table.columns == ("a", "b") and dict(table.numbering) == {2: "1", 3: "2"}
+    subprocess.run(name_the_ids(table).partition("name it: ")[2], shell=True, check=True)
+    assert load_table(path).columns == ("id", "a", "b") and not load_table(path).numbering

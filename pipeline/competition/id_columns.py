@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.errors import UserError
-from pipeline.tables import Table, numbers_the_rows
+from pipeline.tables import Table, name_the_ids, numbers_the_rows
 from pipeline.wording import nearest, quoted
 
 
@@ -51,8 +51,10 @@ def find_ids(
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
     best = _best_columns(table, probes)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
+        hint = f"; {name_the_ids(table)}" if table.numbering else ""
         raise UserError(
             f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}"
+            f"{hint}"
         )
     match = index.match(table.column(best[0]))
     if groups and match.num_single < len(match.images) / 2:
@@ -68,6 +70,22 @@ def find_ids(
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
     return best[0], match
+
+
+def without_id_name(table: Table, match: Match, index: ImageIndex) -> UserError | None:
+    """Return an error where an ignored column without a name finds more than twice the images of the id
+    column, whose result is `match`.
+
+    None where it does not, no column was ignored, or the id column names images more than once.
+    """
+    numbers = [table.numbering[line] for line in table.lines if line in table.numbering]
+    found = index.match(numbers).num_unique if numbers else 0
+    if found <= 2 * match.num_unique or match.num_found > match.num_unique:
+        return None
+    return UserError(
+        f"{table.path}: {name_the_ids(table)}\n  {found:,} of these numbers are names of images, of its "
+        f"other columns ({quoted(table.columns)}) at most {match.num_unique:,}"
+    )
 
 
 def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:

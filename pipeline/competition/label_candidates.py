@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.competition.class_folders import ClassFolders
 from pipeline.competition.folders import hide_command, plain_name
-from pipeline.competition.id_columns import find_ids
+from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
@@ -54,6 +54,7 @@ def look_up(
         match = find_ids(table, index, name, groups=True)[1]
     if wide := one_row_each(table, name, match, wanted):
         table, match, parts = wide, find_ids(wide, index, name, groups=True)[1], []
+    trouble = trouble or without_id_name(table, match, index)
     if source.role == "train" and match.num_found * 2 < len(match.images):
         images = linked_images(table.column(name), index, [link for link in links if link is not source])
         match = Match(LINKED, images) if images else match

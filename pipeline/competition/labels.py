@@ -91,6 +91,8 @@ def read_labelled(
         labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
         labelled, best = from_names(folder, in_names), None
+    elif hidden := [entry for entry in looked_up if entry.trouble and not entry.found.match.num_found]:
+        raise hidden[0].trouble
     elif unclear_tables:
         raise unclear_tables[0]
     else:

@@ -20,7 +20,7 @@ from pipeline.competition.label_columns import Wanted, is_number
 from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
-from pipeline.tables import Table, load_table, repeated_ids, rows_of
+from pipeline.tables import Table, load_table, name_the_ids, repeated_ids, rows_of
 from pipeline.wording import listed, numbered
 
 FITS = 0.9  # share of a table's rows that must be test images, for a table with another name
@@ -66,6 +66,7 @@ def check_sample(table: Table) -> None:
             f"its only column is {table.columns[0]!r}: an id column and a label column (or one column per "
             "class) are needed"
         )
+        problems += _unnamed(table)
     if not table.cells:
         problems.append("it has no rows: the ids to predict are needed")
     raise_all(problems, f"{table.path}:")
@@ -82,7 +83,14 @@ def check_sample_ids(sample: Table, id_column: str) -> None:
     problems = repeated_ids({image_id: lines for image_id, lines in rows.items() if image_id.strip()})
     if empty:
         problems.append(f"{numbered(empty)}: no id in column {id_column!r}")
+    if problems:
+        problems += _unnamed(sample)
     raise_all(problems, f"{sample.path}:")
+
+
+def _unnamed(sample: Table) -> list[str]:
+    advice = name_the_ids(sample)
+    return [f"{advice} (predictions.csv then has this name too)"] if advice else []
 
 
 def label_form(sample: Table, id_column: str) -> SubmissionForm:

@@ -16,7 +16,7 @@ from pipeline.competition.folders import (
     natural_key,
     plain_name,
 )
-from pipeline.competition.id_columns import find_ids
+from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
@@ -240,6 +240,8 @@ def _from_sample(
     elif any(not images for images in resolved.images):
         index, resolved = _with_other_folders(folder, table, others, index, resolved, taken, label_names)
     check_sample_ids(table, resolved.id_column)
+    if resolved.match and (hidden := without_id_name(table, resolved.match, index)):
+        raise hidden
     ids = resolved.subjects or tuple(table.column(resolved.id_column))
     columns = [name for name in table.columns if name != resolved.id_column]
     what = columns[0] if len(columns) == 1 else f"{len(columns)} columns"

@@ -50,6 +50,11 @@ def check_predictions(path: Path, form: SubmissionForm, target: Target | None) -
         problems.append(f"cells are separated by {DELIMITER_NAMES[table.delimiter]}: expected commas")
     if table.has_byte_order_mark:
         problems.append("it begins with a byte order mark (Excel writes it): save it as plain UTF-8")
+    if table.numbering:
+        problems.append(
+            "its first column has no name and numbers the rows (a pandas index): write the file with "
+            "index=False"
+        )
     wrong_columns = _column_problems(table, form)
     problems += wrong_columns
     if form.id_column in table.columns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError, raise_all
-from pipeline.tables import Table, repeated_ids, rows_of
+from pipeline.tables import Table, name_the_ids, repeated_ids, rows_of
 from pipeline.wording import counted, numbered, quoted
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "category", "y", "answer", "predicted")
@@ -88,6 +88,9 @@ def read_solution(
         if len(named) != 1:
             what = f"the label may be in {quoted(named)}" if named else "there is no label column"
             shown = f"{counted(len(solution.columns), 'column')}: {quoted(solution.columns)}"
-            raise UserError(f"{solution.path}: {what}; it has {shown}; leave the id, the label and Usage")
+            hint = f"; {name_the_ids(solution)}" if solution.numbering else ""
+            raise UserError(
+                f"{solution.path}: {what}; it has {shown}; leave the id, the label and Usage{hint}"
+            )
     cells = list(zip(*(solution.column(name) for name in named), strict=True))
     return Solution(solution, ids, tuple(named), cells, usage)
