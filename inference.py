@@ -137,10 +137,11 @@ def main(argv: list[str] | None = None) -> int:
         views,
         args.engine,
     )
+    reported: set[Path] = set()
     predictions = predict_together(
         team,
         team.first.target,
-        lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before),
+        lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before, reported),
     )
     part()
     if not is_first():
@@ -188,11 +189,12 @@ def what_was_checked(competition: Competition, compared: str | None) -> str:
 
 
 def predict_once(
-    run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept
+    run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept, reported: set[Path]
 ) -> Predictions:
     """Return the run's predictions, read from its folder if it predicted these images before.
 
-    Otherwise they are computed and kept there.
+    Otherwise they are computed and kept there. Images that cannot be decoded are printed once for all runs:
+    they are added to `reported`.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -204,8 +206,14 @@ def predict_once(
         print(f"  read from {run.path}: predicted before with the same images, weights and packages")
         return found
     from pipeline.folds.views import predict_views
+    from pipeline.tasks.apply import report_bad
 
     predictions, bad = predict_views(run, competition, batch_size, precision, kept.views, engine=kept.engine)
+    if is_first():
+        report_bad(
+            [path for path in bad if path not in reported], len({row.path for row in competition.test})
+        )
+    reported.update(bad)
     if not bad and is_first() and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions

@@ -290,6 +290,17 @@ def test_no_time_at_all_still_gives_every_id(finished_run: Path, tmp_path: Path)
     assert len(made.rates) == 2
 
 
+def test_an_unreadable_test_image_is_reported_once_for_all_models(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = load_run(finished_run / "run"), shutil.copytree(finished_run / "data", tmp_path / "data")
+    other = shutil.copytree(run.path, tmp_path / "other")
+    (data / "test/t001.png").write_bytes(b"")
+    predict_carried(carried_by(run.path, other), read_for(run, data), 2, "fp32", float("inf"), 1)
+    printed = capsys.readouterr().err
+    assert printed.count("1 of 5 test images cannot be decoded") == printed.count("t001.png") == 1
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_images_without_time_still_make_a_whole_file(
     bundled: Path, tmp_path: Path

@@ -92,6 +92,16 @@ def test_folds_predict_the_mean_of_their_models(runs: Path, tmp_path: Path) -> N
     assert origin.made["average"] == "probabilities"
 
 
+def test_an_unreadable_test_image_is_reported_once_for_all_models(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(runs / "data", tmp_path / "data")
+    (data / "test/t001.png").write_bytes(b"")
+    predict(runs, tmp_path / "mean.csv", runs / "folds", data=data)
+    printed = capsys.readouterr().err
+    assert printed.count("test images cannot be decoded") == printed.count("t001.png") == 1
+
+
 def test_the_decision_that_the_folds_found_is_used_and_recorded(runs: Path, tmp_path: Path) -> None:
     folds, output = shutil.copytree(runs / "folds", tmp_path / "folds"), tmp_path / "decided.csv"
     record = read_json(folds / "run.json")

@@ -20,7 +20,7 @@ from pipeline.run import Run
 from pipeline.run_names import VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
-from pipeline.tasks.apply import predict, ready
+from pipeline.tasks.apply import predict, ready, report_bad
 from pipeline.training.compute import choose_compute
 from pipeline.wording import nearest
 
@@ -173,10 +173,11 @@ def predict_sets(
         UserError: the model cannot be rebuilt, or no image can be decoded.
     """
     built = ready(run, run.target.num_outputs, choose_compute(precision, engine))
-    return [
-        predict_views(run, competition, batch_size, precision, views, rows, engine, built)[0]
-        for views in sets
+    found = [
+        predict_views(run, competition, batch_size, precision, views, rows, engine, built) for views in sets
     ]
+    report_bad(found[0][1], len({row.path for row in rows}), "validation images")
+    return [predictions for predictions, _ in found]
 
 
 def gains(

@@ -13,7 +13,7 @@ from pipeline.folds.team import in_order
 from pipeline.kernel.cards import AUTO, Clock, apply_models
 from pipeline.kernel.carried import Carried
 from pipeline.predictions import Predictions
-from pipeline.tasks.apply import assemble
+from pipeline.tasks.apply import assemble, report_bad
 from pipeline.wording import counted
 
 
@@ -53,6 +53,8 @@ def predict_carried(
         assemble(leaf.run, leaf.run.target, rows, one)
         for leaf, one in zip(leaves, output.computed, strict=True)
     ]
+    lost = list(dict.fromkeys(path for one in found for path in one.unreadable))
+    report_bad(lost, len({row.path for row in rows}))
     members = [(one.predictions, one.unreached) for one in found]
     predictions, unreached = average_reached(members, [leaf.weight for leaf in leaves], carried.team.rule)
     if unreached:

@@ -69,10 +69,10 @@ def predict(
 ) -> tuple[Predictions, list[Path]]:
     """Predict the test ids in the order of the submission form (or the rows `given`).
 
-    Returns also the images that could not be decoded. `wrap` replaces the model's logits function, for
-    example by a mean over views. `engine`: one of `pipeline.engines`. `built`: the run's model as `ready`
-    returns it; without it the model is built here. The model is described in a line; not for `given` rows,
-    which are predicted many times to choose views.
+    Returns also the images that could not be decoded, for the caller to report. `wrap` replaces the model's
+    logits function, for example by a mean over views. `engine`: one of `pipeline.engines`. `built`: the run's
+    model as `ready` returns it; without it the model is built here. The model is described in a line; not for
+    `given` rows, which are predicted many times to choose views.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -138,7 +138,8 @@ def compute_rows(
 
     `go_on` is called before each batch with the number of rows handed out so far; when it returns False, no
     more batches are computed. `share`: (r, n) computes only the batches of process r of n; None: torchrun's
-    processes share all of them. `describe`: print a line about model and device. `built`: the model, if the
+    processes share all of them. `describe`: print a line about model and device,
+    and a warning about the range of grey levels. `built`: the model, if the
     caller has built it with `ready` for the same precision and engine.
 
     Raises:
@@ -153,10 +154,12 @@ def compute_rows(
     compute = choose_compute(precision, engine)
     predictor = built or ready(run, target.num_outputs, compute)
     if describe:
+        if warning := deep_images_without_range(
+            [row.path for row in rows], predictor.preprocessing.intensity
+        ):
+            print(f"WARNING: {warning}", file=sys.stderr)
         where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
         print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
-    if warning := deep_images_without_range([row.path for row in rows], predictor.preprocessing.intensity):
-        print(f"WARNING: {warning}", file=sys.stderr)
 
     bad, reached = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
 
@@ -249,8 +252,9 @@ def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) 
         target.num_outputs, 1 / target.num_outputs
     )
     lost = list(dict.fromkeys(rows[row].path for row in np.flatnonzero(bad)))
-    if lost:
-        report_bad(lost, len({rows[row].path for row in np.flatnonzero(reached)}))
+    total = len({rows[row].path for row in np.flatnonzero(reached)})
+    if lost and len(lost) == total:
+        raise UserError(f"none of the {total} test images can be decoded, such as {lost[0]}")
     known = {rows[row].id for row in np.flatnonzero(reached)}
     trusted = np.flatnonzero(reached & ~bad)
     return Assembled(
@@ -313,16 +317,15 @@ def refuse_gone(paths: list[Path]) -> None:
         )
 
 
-def report_bad(paths: list[Path], total: int) -> None:
-    """Print a warning that lists the test images that could not be decoded.
+def report_bad(paths: Sequence[Path], total: int, images: str = "test images") -> None:
+    """Print a warning that lists images that could not be decoded; nothing for no `paths`.
 
-    Raises:
-        UserError: none could be decoded.
+    To be called once for all models, which read the same images.
     """
-    if len(paths) == total:
-        raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
+    if not paths:
+        return
     print(
-        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class "
+        f"WARNING: {len(paths)} of {total} {images} cannot be decoded; their rows hold the class "
         "frequencies of training:",
         file=sys.stderr,
     )
