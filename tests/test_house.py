@@ -65,8 +65,8 @@ WINGS = {
         "attention"
     ),
     "folds": (
-        "bases plan parallel decisions prior assembly training averaging team kept views quantizing "
-        "finishing weights members blend"
+        "bases plan answer_lists parallel decisions prior assembly training averaging team kept views "
+        "quantizing finishing weights members blend"
     ),
     "cleaning": "confident out_of_fold neighbours suspects_page suspects",
     "look": (

@@ -5,6 +5,7 @@ resumed, bad images.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.competition.rows import Row
 from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
+from pipeline.folds.team import gather
 from pipeline.kernel.make import main as make_kernel
 
 TEXT = {
@@ -519,3 +521,42 @@ def test_images_are_left_as_they_are_unless_a_recipe_asks(tiny_backbone: Path, t
     assert not load_recipe(path).augmentation.horizontal_flip
     assert not load_recipe(path).augmentation.random_resized_crop
     assert load_recipe(path, {"augmentation.horizontal_flip": True}).augmentation.horizontal_flip
+
+
+def test_runs_with_other_answers_name_them_and_the_command_that_makes_them_equal(
+    learnt: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    changes = {"epochs": "1", "optimizer": "{lr: 1.0e-9}"}
+    path = recipe(tmp_path, tiny_backbone, data="{val_fraction: 0.34, top_answers: 2}", **changes)
+    assert train.main(arguments(learnt, path, tmp_path / "few", "--seed", "7")) == 0
+    with pytest.raises(UserError) as caught:
+        gather([learnt / "run", tmp_path / "few"])
+    message = str(caught.value)
+    known = json.loads((learnt / "run/run.json").read_text())["class_names"]
+    assert f"answers of {len(known)} only in {learnt / 'run'} ('" in message
+    assert "data.top_answers 2, seed 7" in message and "data.top_answers 1000, seed 42" in message
+    command = shlex.split(message.splitlines()[-1])
+    assert command[-2:] == ["--output", str(tmp_path / "few-same-answers")]
+    assert command[:2] == ["python", "train.py"] and train.main(command[2:]) == 0
+    assert len(gather([learnt / "run", tmp_path / "few-same-answers"]).leaves) == 2
+
+
+def test_runs_with_other_answers_by_their_seed_count_them_before_the_split(
+    learnt: Path, tmp_path: Path
+) -> None:
+    """Only the recorded list is changed: answers so rare that the seed decides are slow to make."""
+    other = shutil.copytree(learnt / "run", tmp_path / "other")
+    record = json.loads((other / "run.json").read_text())
+    names = [*record["class_names"][:-1], "a rare one"]
+    record["class_names"] = record["target"]["names"] = names
+    write_json(other / "run.json", record | {"recipe": record["recipe"] | {"seed": 1}})
+    with pytest.raises(UserError) as caught:
+        gather([learnt / "run", other])
+    first, second = str(caught.value).splitlines()[-2:]
+    assert "'a rare one'" in str(caught.value) and "--set data.other_answers=drop" in first
+    assert first.endswith(f"--output {learnt / 'run'}-same-answers") and second.endswith(
+        f"--output {other}-same-answers"
+    )
+    write_json(other / "run.json", record)
+    with pytest.raises(UserError, match=r"so the questions were others.*\n.*--data"):
+        gather([learnt / "run", other])

@@ -145,14 +145,14 @@ def fold_command(command: str, number: int, output: Path) -> str:
     """Return the command that trains only fold `number` into `output`, made from the `command` for all
     folds.
     """
-    return shlex.join([*_without_place(command), "--fold", str(number), "--output", str(output)])
+    return shlex.join([*without_place(command), "--fold", str(number), "--output", str(output)])
 
 
 def folds_command(command: str, output: Path) -> str:
     """Return the command that trains the missing folds in `output` and assembles all, made from the `command`
     of one fold.
     """
-    return shlex.join([*_without_place(command), "--resume", "--output", str(output)])
+    return shlex.join([*without_place(command), "--resume", "--output", str(output)])
 
 
 def full_command(commands: Iterable[str]) -> str:
@@ -168,11 +168,14 @@ def original_command(stored: str, output: Path) -> str:
     """
     if not {"--fold", "--resume"} & set(words_of(stored)):
         return stored
-    return shlex.join([*_without_place(stored), "--output", str(output)])
+    return shlex.join([*without_place(stored), "--output", str(output)])
 
 
-def _without_place(command: str) -> list[str]:
-    """Return the words of a stored `command` without the flags that say which fold and where."""
+def without_place(command: str) -> list[str]:
+    """Return the words of a stored `command` without the flags that say which fold, where, and --resume.
+
+    An unknown command is `python train.py --folds K`.
+    """
     kept, skip = [], False
     for word in words_of(command) or ["python", "train.py", "--folds", "K"]:
         flag, _, value = word.partition("=")

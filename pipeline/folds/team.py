@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
+from pipeline.folds.answer_lists import answers_differ
 from pipeline.folds.assembly import other_members
 from pipeline.folds.averaging import RANKS, average, by_ranks
 from pipeline.folds.plan import fold_command, folds_command, full_command, read_start
@@ -329,6 +330,8 @@ def _check_alike(leaves: Sequence[Leaf]) -> None:
             ]
         elif mine.kind != other.kind:
             problems.append(f"{run.path} predicts {other.describe()}, {first.path} {mine.describe()}")
+        elif set(mine.names) != set(other.names) and run.task == "vqa":
+            problems.append(answers_differ(run, first))
         elif set(mine.names) != set(other.names):
             lacks = sorted(set(mine.names) - set(other.names))
             has = sorted(set(other.names) - set(mine.names))
