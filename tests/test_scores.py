@@ -17,7 +17,9 @@ from pipeline.errors import UserError
 from pipeline.forms.form import SubmissionForm
 from pipeline.predictions import Predictions
 from pipeline.submission.answer_grading import score_answers
+from pipeline.submission.grading import score_predictions
 from pipeline.submission.score import main
+from pipeline.submission.solution import Scores
 from pipeline.submission.write import write_results_json
 from pipeline.targets.target import multiclass
 
@@ -107,6 +109,13 @@ def test_both_forms_of_predictions_score_alike(tmp_path: Path) -> None:
     assert score_answers(results(tmp_path / "p.json"), solution) == score_answers(
         table(tmp_path / "p.csv", SAID), solution
     )
+
+
+def test_answers_and_labels_have_scores_of_one_shape(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.csv", [answer for _, answer, _ in TRUTH])
+    answers = score_answers(table(tmp_path / "p.csv", SAID), path)
+    assert answers.keys() == score_predictions(path, path).keys() == Scores.__annotations__.keys()
+    assert answers["of"].endswith(" answers") and not answers["pooled"]
 
 
 def test_public_and_private_parts(tmp_path: Path) -> None:

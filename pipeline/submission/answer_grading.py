@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.competition.folders import plain_name
 from pipeline.competition.questions import clean_answer
 from pipeline.competition.vqa_files import Answered, load_annotations, load_results
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.check import id_differences, label_problems
-from pipeline.submission.solution import IGNORED_USAGE, read_solution
+from pipeline.submission.solution import IGNORED_USAGE, Scores, read_solution
 from pipeline.tables import Table, load_table
 from pipeline.wording import counted, natural_key, quoted
 
@@ -35,8 +34,8 @@ def score_answers(
     *,
     class_names: Sequence[str] | None = None,
     id_column: str | None = None,
-) -> dict[str, Any]:
-    """Score answers; the result is that of `score_predictions`.
+) -> Scores:
+    """Return the scores of answers.
 
     Both files are tables question_id,answer, or official JSON (results and annotations). Answers are compared
     after the cleaning that training uses. `metrics`: accuracy, weighted precision, recall and F1; if the
@@ -84,9 +83,12 @@ def score_answers(
         return _answer_metrics([predicted[row] for row in rows], [truth[row] for row in rows], given)
 
     known = {clean_answer(name) for name in class_names or truth}
+    classes = sorted({*map(clean_answer, truth)}, key=natural_key)
     return {
         "rows": len(whole),
-        "class_names": sorted({*map(clean_answer, truth)}, key=natural_key),
+        "class_names": classes,
+        "of": counted(len(classes), "answer"),
+        "pooled": False,
         "metrics": metrics(whole),
         "parts": {part: metrics(rows) for part, rows in parts.items() if part and rows},
         "unseen": sorted({answer for answer in truth if clean_answer(answer) not in known}, key=natural_key),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.check import ReadBack, id_differences, read_back
 from pipeline.forms.form import SubmissionForm
-from pipeline.submission.solution import Solution, read_solution
+from pipeline.submission.solution import Scores, Solution, read_solution
 from pipeline.tables import Table, load_table
 from pipeline.targets.readings import (
     are_flags,
@@ -52,14 +52,11 @@ def score_predictions(
     target: Target | None = None,
     metric: str | None = None,
     id_column: str | None = None,
-) -> dict[str, Any]:
-    """Score a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's
-    Usage column. `of`: the outputs in words (3 classes); `pooled`: a row is one label of an image, so the
-    metrics are of the rows of all labels together.
+) -> Scores:
+    """Return the scores of a predictions file, over all rows and by the solution's Usage column.
 
     Rows are joined by id, in any order. `form` and `target` describe the file. Without a form, columns, cells
-    and target tell whether it holds labels, probabilities or numbers. `unseen`: labels of the solution that
-    the target does not know; `foreign`: those of the predictions.
+    and target tell whether it holds labels, probabilities or numbers. Known labels are those of the target.
 
     Raises:
         UserError: the ids of both files differ or repeat, or a cell cannot be read; all problems of both
@@ -84,7 +81,6 @@ def score_predictions(
         "class_names": list(arrays.target.names),
         "of": _outputs_in_words(form, arrays.target),
         "pooled": form.kind == "rows" and len(set(form.row_labels)) > 1,
-        "metric": metric,
         "metrics": _metrics(form, arrays, solution, whole, metric),
         "parts": {
             part: _metrics(form, arrays, solution, rows, metric) for part, rows in solution.parts().items()

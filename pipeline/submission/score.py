@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.competition.layout import read_form
 from pipeline.errors import UserError, run_command
@@ -20,11 +19,12 @@ from pipeline.run_record import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
 from pipeline.submission.origin import Origin, find_origins
+from pipeline.submission.solution import Scores
 from pipeline.targets.metrics import differs_by_column
 from pipeline.wording import counted, nearest, quoted
 
 
-def _table_text(scores: dict[str, Any]) -> str:
+def _table_text(scores: Scores) -> str:
     """Format the scores as a table: one row per metric, one column per part of the solution."""
     parts = {"all": scores["metrics"], **scores["parts"]}
     width = max(len(name) for name in scores["metrics"])
@@ -117,10 +117,11 @@ def main(argv: list[str] | None = None) -> int:
             {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
         )
         scores = score_predictions(options.predictions, options.solution, **known)
-    outputs = scores.get("of") or counted(len(scores["class_names"]), "class", "classes")
-    print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {outputs}")
+    print(
+        f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {scores['of']}"
+    )
     print(_table_text(scores))
-    if scores.get("pooled") and run and differs_by_column(run.metric):
+    if scores["pooled"] and run and differs_by_column(run.metric):
         print(
             f"note: each row is one value, so these are scores of the rows of all labels together; the "
             f"validation {run.metric} of {options.model} is a mean over its labels"

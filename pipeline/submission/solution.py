@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError, raise_all
@@ -12,6 +13,25 @@ from pipeline.wording import counted, numbered, quoted
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "category", "y", "answer", "predicted")
 IGNORED_USAGE = "ignored"  # Kaggle's word for solution rows that are not scored
+
+
+class Scores(TypedDict):
+    """The scores of a predictions file, of labels as of answers.
+
+    `rows`: number of scored rows. `of`: the outputs in words (3 classes). `pooled`: a row is one label of an
+    image, so the metrics are of the rows of all labels together. `metrics`: name -> score over all rows,
+    `parts`: the same for each part of the solution. `unseen`: labels of the solution that are not known;
+    `foreign`: those of the predictions.
+    """
+
+    rows: int
+    class_names: list[str]
+    of: str
+    pooled: bool
+    metrics: dict[str, float]
+    parts: dict[str, dict[str, float]]
+    unseen: list[str]
+    foreign: list[str]
 
 
 @dataclass(frozen=True)
