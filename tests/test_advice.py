@@ -196,6 +196,24 @@ def test_constant_guesses_of_other_targets() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("metric", "value"), [("qwk", 0.0), ("mcc", 0.0), ("balanced_accuracy", 1 / 3), ("accuracy", 0.4)]
+)
+def test_a_constant_guess_names_a_class_only_where_another_one_scores_less(metric: str, value: float) -> None:
+    grades, truth = Target("ordinal", ("0", "1", "2")), ["0", "1", "2", "0", "1"]
+    constants = {
+        name: constant_baseline(metric, grades, [name], grades.encode(truth)) for name in grades.names
+    }
+    equal = len({round(one.value, 9) for one in constants.values()}) == 1
+    assert equal is (metric != "accuracy") and constants["0"].value == pytest.approx(value)
+    said = "always one grade, whichever" if equal else "always '0'"
+    assert constants["0"].words == said
+    kind = multiclass(grades.names)
+    if equal and metric != "qwk":
+        found = constant_baseline(metric, kind, ["0"], kind.encode(truth))
+        assert found.words == "always one class, whichever"
+
+
 # ---- while it trains, and at the end ----
 
 

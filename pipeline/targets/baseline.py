@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+# Every class scores the same as a constant: 0, and the share of one class
+NO_CLASS_IS_BETTER = ("qwk", "mcc", "balanced_accuracy")
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A constant prediction. `value`: its score on the validation rows; `words`: what is predicted."""
 
     value: float
-    words: str  # always 'apple', always the mean
+    words: str  # always 'apple', always the mean, always one grade, whichever
 
     def record(self) -> dict[str, Any]:
         """Return the entry of run.json."""
@@ -33,8 +37,9 @@ def constant_baseline(
     """Return the best constant prediction by the score `name` (a metric, or `loss`).
 
     It predicts the class frequencies (or mean number) of the training labels. Where one class is chosen, the
-    most frequent class is tried too. `truth`: of the validation rows, as `target.encode` returns it. None
-    where there are no rows, or the score is undefined on them.
+    most frequent class is tried too; it is not named where every class scores the same. `truth`: of the
+    validation rows, as `target.encode` returns it. None where there are no rows, or the score is undefined on
+    them.
     """
     import numpy as np
 
@@ -45,7 +50,10 @@ def constant_baseline(
     guesses = [(prior, shares.get(target.kind, "always the training frequencies"))]
     if target.is_choice:
         most = int(prior.argmax())
-        guesses.append((np.eye(target.num_outputs, dtype=np.float32)[most], f"always {target.names[most]!r}"))
+        words = f"always {target.names[most]!r}"
+        if name in NO_CLASS_IS_BETTER:
+            words = f"always one {'grade' if target.kind == 'ordinal' else 'class'}, whichever"
+        guesses.append((np.eye(target.num_outputs, dtype=np.float32)[most], words))
         guesses.reverse()  # of two equal scores the simpler description is kept
     if name == "loss" or find_metric(name).needs not in ("labels", "ranks"):
         guesses = [guess for guess in guesses if guess[0] is prior]
