@@ -214,6 +214,14 @@ def test_a_constant_guess_names_a_class_only_where_another_one_scores_less(metri
         assert found.words == "always one class, whichever"
 
 
+def test_more_validation_rows_are_advised_only_of_labelled_rows_and_where_the_recipe_splits() -> None:
+    recipe = load_recipe("lora-ours", {"data.val_fraction": 0.05})
+    said = [recipe, plan_schedule(recipe, 1551), 1551, 29, 24, False, "multiclass"]
+    assert "--set data.val_fraction=0.2 gives 316" in advise(*said)[0]
+    assert "--set data.val_fraction=0.2 gives 116" in advise(*said, num_pseudo=1000)[0]
+    assert "val_fraction" not in advise(*said, new_split=False)[0]
+
+
 # ---- while it trains, and at the end ----
 
 

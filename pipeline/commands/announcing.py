@@ -123,7 +123,8 @@ def announce(
         build.new_head,
         task.facts()["target"]["kind"],
         task.num_val / max(task.num_scored, 1),
-        args.fold is None and session.resumed_run is None,
+        args.fold is None and session.resumed_run is None and not build.stated_split,
+        build.num_pseudo,
     ):
         print("\n".join(f"  {line}" for line in lines))
     copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies

@@ -114,14 +114,10 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def rows_of(recipe: Recipe, competition: Competition) -> Rows:
     """Return the numbers of training and validation rows of one run."""
+    from pipeline.tasks.parting import expected_rows
     from pipeline.training.deadline import Rows
 
-    total = len(competition.train)
-    if competition.split is not None:
-        val = sum(competition.split.get(row.id) == "val" for row in competition.train)
-    else:
-        val = round(total * recipe.data.val_fraction)
-    return Rows(total - val, val, recipe.effective_batch_size)
+    return Rows(*expected_rows(recipe, competition), recipe.effective_batch_size)
 
 
 class Bench:

@@ -96,10 +96,11 @@ def _by_models(
     members = _members(folder)
     unseen = [member for member in members if set(val_ids) <= _validated(member)]
     if not unseen:
+        all_rows = ", or train on all rows with --set data.val_fraction=0" if not competition.split else ""
         raise UserError(
             f"{KEY} {folder}: every model there has trained on validation rows of this run, whose score "
             "would be too good. Use the same split or folds as in the first round (data.val_fraction, "
-            "data.split_seed or seed, --folds), or train on all rows with --set data.val_fraction=0"
+            f"data.split_seed or seed, --folds){all_rows}"
         )
     target, digest = competition.target, images_digest(competition.test)
     found = [_kept(member, target, digest, folder, competition.root) for member in unseen]

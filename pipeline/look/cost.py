@@ -91,6 +91,7 @@ def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
 
 
 def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> None:
+    from pipeline.tasks.parting import expected_rows
     from pipeline.tasks.step_cost import measure_step
     from pipeline.training.advice import advise
     from pipeline.training.deadline import Rows
@@ -101,8 +102,7 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
 
     competition = looked.competition
     num_rows = len(competition.train)
-    num_val = math.ceil(num_rows * recipe.data.val_fraction)
-    num_train = num_rows - num_val
+    num_train, num_val = expected_rows(recipe, competition)
     cost = measure_step(recipe, competition, _usable(looked), recipe.batch_size)
     build, compute, memory, room, needed = cost.build, cost.compute, cost.memory, cost.room, cost.needed
     task, train_s, predict_s = build.task, cost.train, cost.predict
@@ -157,6 +157,7 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
         build.new_head,
         kind,
         images_each,
+        new_split=competition.split is None,
     )
 
 

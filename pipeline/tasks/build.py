@@ -78,6 +78,8 @@ class Build:
     summary: str  # one line: the input, and whether the head is new
     notes: tuple[str, ...]
     new_head: bool = True  # random weights, not the checkpoint's
+    stated_split: bool = False  # the data say which rows validate, not the recipe
+    num_pseudo: int = 0  # training rows that are pseudo-labelled test images
 
 
 def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str, int]:

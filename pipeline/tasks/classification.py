@@ -70,7 +70,16 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     kind_of_head = "new head" if backbone.new_head else "head of the checkpoint"
     summary = f"input {classifier.describe()}; {kind_of_head}"
     notes = (*data.notes, *_notes(task, data))
-    return Build(task, count_parameters(model), head, summary, notes, backbone.new_head)
+    return Build(
+        task,
+        count_parameters(model),
+        head,
+        summary,
+        notes,
+        backbone.new_head,
+        stated_split=competition.split is not None,
+        num_pseudo=len(data.pseudo.rows),
+    )
 
 
 def _load(recipe: Recipe, target: Target, resumed_run: ResumedRun | None) -> Backbone:

@@ -12,6 +12,18 @@ from pipeline.recipe import Recipe
 from pipeline.training.resume import PSEUDO, ResumedRun
 
 
+def expected_rows(recipe: Recipe, competition: Competition) -> tuple[int, int]:
+    """Return about how many labelled rows of a new run train, and how many validate: as the data state it,
+    else by data.val_fraction.
+    """
+    total = len(competition.train)
+    if competition.split is not None:
+        val = sum(competition.split.get(row.id) == "val" for row in competition.train)
+    else:
+        val = round(total * recipe.data.val_fraction)
+    return total - val, val
+
+
 def part_rows(
     recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
 ) -> tuple[list[Row], list[Row], str]:

@@ -38,19 +38,21 @@ def advise(
     kind: str,
     images_each: float = 1.0,
     new_split: bool = True,
+    num_pseudo: int = 0,
 ) -> list[str]:
     """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
 
     `num_train`: images. `num_val`: validation rows as the score counts them, each id once. `kind`: the kind
     of the target. `images_each`: images of an id, on average. `new_split`: the recipe chooses the validation
-    rows; False for a fold and for a resumed run.
+    rows; False for a fold, for a resumed run, and where the data state them. `num_pseudo`: how many of the
+    training images are pseudo-labelled, so that they can never validate.
     """
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train, kind)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
         more = new_split and recipe.data.val_fraction < SHARE
-        lines.append(_row_line(num_train / images_each, num_val, num_classes, kind, more))
+        lines.append(_row_line((num_train - num_pseudo) / images_each, num_val, num_classes, kind, more))
     return lines
 
 
