@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import pytest
 from conftest import assert_says
 
+from pipeline.competition.spelling import other_spellings
 from pipeline.errors import UserError
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
+from pipeline.targets.readings import number
 
 FLAGS = ["0", "1"] * 20
 GRADES = ["0", "1", "2", "3", "4"] * 6
@@ -166,6 +168,16 @@ def test_grades_with_a_gap_are_told() -> None:
     assert_says(" ".join(decision.notes), "between 2 and 10", "8", "--metric accuracy")
     assert not read(["1", "2", "3"] * 6, ["1"], metric="qwk").notes
     assert_says(refused(["1", "01", "2"] * 6, ["1"], metric="qwk"), "train.csv", "'01'", "'1'")
+    large = [str(2**53 + step) for step in range(4)]  # which float64 cannot tell apart
+    target = read(large[::-1] * 6, large[:1], metric="qwk").target
+    assert target.names == tuple(large) and target.grades.tolist() == [0, 1, 2, 3]
+
+
+def test_large_numbers_that_float64_cannot_tell_apart_are_two_labels() -> None:
+    one, next_one = str(2**53), str(2**53 + 1)
+    assert number(one) != number(next_one) and number(f"{next_one}.0") == number(next_one)
+    assert other_spellings([next_one], {one, "7"}) == {}
+    assert other_spellings([f"{next_one}.0"], {one, next_one}) == {f"{next_one}.0": next_one}
 
 
 def test_the_positive_class_is_what_is_encoded_as_one() -> None:

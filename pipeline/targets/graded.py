@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from pipeline.errors import UserError
 from pipeline.targets.decision_case import Case, Read
-from pipeline.targets.target import Target
+from pipeline.targets.target import Target, finite_number
 
 
 def of_grades(case: Case, names: tuple[str, ...], why: str) -> Read:
@@ -15,17 +15,19 @@ def of_grades(case: Case, names: tuple[str, ...], why: str) -> Read:
     Raises:
         UserError: one grade is written in two ways.
     """
-    grades = tuple(sorted(names, key=float))
+    value = {name: finite_number(name) or 0 for name in names}  # exact also above 2^53
+    grades = tuple(sorted(names, key=lambda name: value[name]))
     for low, high in pairwise(grades):
-        if float(low) == float(high):
+        if value[low] == value[high]:
             raise UserError(f"{case.labels.where}: {low!r} and {high!r} are one grade: write it in one way")
-    gaps = [(low, high) for low, high in pairwise(grades) if float(high) - float(low) > 1]
+    gaps = [(low, high) for low, high in pairwise(grades) if value[high] - value[low] > 1]
     notes = []
     if gaps:
-        low, high = max(gaps, key=lambda gap: float(gap[1]) - float(gap[0]))
+        low, high = max(gaps, key=lambda gap: value[gap[1]] - value[gap[0]])
+        far = float(value[high] - value[low])
         notes = [
-            f"no grade between {low} and {high}: a wrong one counts by its distance, "
-            f"{float(high) - float(low):.7g}, as Kaggle's kappa counts it; only grades of the training "
-            "labels are predicted; names without a distance: --metric accuracy"
+            f"no grade between {low} and {high}: a wrong one counts by its distance, {far:.7g}, as Kaggle's "
+            "kappa counts it; only grades of the training labels are predicted; names without a distance: "
+            "--metric accuracy"
         ]
     return Target("ordinal", grades), case.labels.texts, why, notes

@@ -5,11 +5,12 @@ Only facts are found here; `pipeline.targets.decide` draws the conclusion.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
+
+from pipeline.targets.target import finite_number
 
 SEPARATORS = (" ", ",", ";", "|")
 FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
@@ -20,13 +21,9 @@ CLEAR_SHARE, DOUBTFUL_SHARE = 0.8, 0.5
 NAMING_WORDS = ("is_", "has_", "is", "has")  # before a class in a column name: has_cactus, is_iceberg
 
 
-def number(text: str) -> float | None:
-    """Return the finite number in a cell; None for anything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in text else None
+def number(text: str) -> int | float | None:
+    """Return the finite number in a cell, a whole one as an exact int; None for anything else."""
+    return None if "_" in text else finite_number(text)
 
 
 def are_numbers(texts: Iterable[str]) -> bool:

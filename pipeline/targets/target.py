@@ -14,6 +14,7 @@ and `ordinal`:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -82,10 +83,12 @@ class Target:
         """
         import numpy as np
 
-        numbers = np.array([_number(name) for name in self.names])
-        if np.isnan(numbers).all():
+        numbers = [finite_number(name) for name in self.names]
+        lowest = min((number for number in numbers if number is not None), default=None)
+        if lowest is None:
             return np.arange(len(self.names), dtype=np.float64)
-        return numbers - np.nanmin(numbers)
+        # The distance of two numbers above 2^53 is exact only before it becomes a float
+        return np.array([math.nan if number is None else float(number - lowest) for number in numbers])
 
     @property
     def half_way(self) -> np.ndarray:
@@ -377,16 +380,22 @@ class Target:
 
 
 def _are_numbers(cells: Sequence[str], count: int) -> bool:
-    return len(cells) == count and not any(math.isnan(_number(cell)) for cell in cells)
+    return len(cells) == count and all(finite_number(cell) is not None for cell in cells)
 
 
-def _number(cell: str) -> float:
-    """Return the finite number in a cell, NaN for anything else."""
+def finite_number(cell: str) -> int | float | None:
+    """Return the finite number in a cell; None for anything else.
+
+    A whole number such as 12 or 12.0 is an exact int: float64 loses digits above 2^53.
+    """
     try:
         value = float(cell)
     except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+        return None
+    if not math.isfinite(value):
+        return None
+    whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", cell)
+    return int(whole[1]) if whole else value
 
 
 def multiclass(class_names: Sequence[str]) -> Target:
