@@ -301,6 +301,31 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def checked_copy(path: Path, digest: str) -> Iterator[Path]:
+    """Yield a private copy of a file, with the same name, whose content has the SHA-256 `digest`.
+
+    What is sent from it is what was checked, even if the file changes meanwhile. It is removed afterwards.
+
+    Raises:
+        UserError: the file has another content than `digest` says, or cannot be copied.
+    """
+    with tempfile.TemporaryDirectory(prefix="checked-") as folder:
+        copy = Path(folder) / path.name
+        try:
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be copied to {folder} ({error.strerror or error}); nothing was sent: free "
+                "space there or set TMPDIR, then run the same command again"
+            ) from None
+        if sha256(copy) != digest:
+            raise UserError(
+                f"{path} was changed after it was checked; nothing was sent: run the same command again"
+            )
+        yield copy
+
+
 def set_aside(paths: Iterable[Path], earlier_dir: Path) -> Path | None:
     """Move the existing ones of `paths` into a new folder `earlier_dir/<time>/` and return it.
 

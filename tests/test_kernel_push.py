@@ -66,6 +66,7 @@ class Pushing:
             hours=9.0, accelerator="NvidiaTeslaT4", poll_seconds=3.0, message="a message", yes=True
         )
         self.sleeps: list[float] = []
+        self.script = ""  # digest of the rehearsed code file; "": of the file as it is
 
     def __call__(self) -> None:
         manifest = json.loads((self.folder / "dataset/bundle.json").read_text())
@@ -73,7 +74,19 @@ class Pushing:
             self.folder / "dataset", sha256(self.folder / "dataset/bundle.json"), manifest, is_new=False
         )
         code, stages = self.folder / "kernel/kernel.py", Stages(self.folder)
-        push(self.folder, bundle, code, NAMES, "glyphs", self.team, stages, self.args, self.sleeps.append)
+        script = self.script or sha256(code)
+        push(
+            self.folder,
+            bundle,
+            code,
+            NAMES,
+            "glyphs",
+            self.team,
+            stages,
+            self.args,
+            script,
+            self.sleeps.append,
+        )
 
 
 @pytest.fixture
@@ -188,6 +201,55 @@ def test_a_changed_bundle_becomes_a_new_version(server: CodeServer, pushing: Pus
 
 
 # ---- what goes wrong in silence ----
+
+
+def test_what_was_changed_after_the_rehearsal_is_not_sent(
+    server: CodeServer, pushing: Pushing, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = next((folder / "dataset/pipeline").rglob("*.py"))
+    before, send = code.read_bytes(), remote.send_dataset
+
+    code.write_bytes(before + b"#")
+    with pytest.raises(
+        UserError, match=r"bundle was changed after the rehearsal; nothing was sent(?s:.*)bytes"
+    ):
+        pushing()
+    assert not server.datasets
+
+    code.write_bytes(before)
+
+    def changed_meanwhile(*arguments, **more):
+        send(*arguments, **more)
+        code.write_bytes(before + b"#")
+
+    monkeypatch.setattr(remote, "send_dataset", changed_meanwhile)
+    with pytest.raises(UserError, match="may hold a mixture"):
+        pushing()
+    assert not server.kernels
+    monkeypatch.setattr(remote, "send_dataset", send)
+    code.write_bytes(before)
+    pushing.script = "0" * 64
+    with pytest.raises(UserError, match=r"kernel\.py was changed after it was checked; nothing was sent"):
+        pushing()
+    assert len(next(iter(server.datasets.values()))) == 2 and not server.kernels  # sent again as it was
+    pushing.script = ""
+    pushing()
+    assert rows()[-1]["status"] == "complete"
+
+
+def test_a_code_file_changed_while_its_version_runs_is_submitted_as_it_was_pushed(
+    server: CodeServer, pushing: Pushing, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, wait = folder / "kernel/kernel.py", push_module._wait_for_kernel
+    pushed = sha256(code)
+
+    def changed_meanwhile(*arguments):
+        code.write_text(code.read_text() + "# the next idea")
+        return wait(*arguments)
+
+    monkeypatch.setattr(push_module, "_wait_for_kernel", changed_meanwhile)
+    pushing()
+    assert [row["file_sha256"] for row in rows()] == [pushed] and rows()[0]["status"] == "complete"
 
 
 def test_a_dataset_refused_with_exit_code_0(server: CodeServer, pushing: Pushing) -> None:

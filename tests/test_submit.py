@@ -862,3 +862,18 @@ def test_a_file_changed_after_its_check_is_not_sent(plan, monkeypatch):
     plan.file.write_text("id,label\n1,cat\n")
     with pytest.raises(UserError, match="changed after it was checked"):
         submit.submit(plan)
+
+
+def test_a_file_changed_while_it_is_sent_arrives_as_it_was_checked(plan, monkeypatch):
+    sent, checked = [], plan.file.read_text()
+
+    def upload(_competition, file, _message, **_more):
+        plan.file.write_text("id,label\n1,cat\n")
+        sent.append((file.name, file.read_text()))
+        return cli.Upload("7", "Successfully submitted")
+
+    monkeypatch.setattr(cli, "upload", upload)
+    monkeypatch.setattr(cli, "list_submissions", lambda *_, **__: [])
+    with pytest.raises(Interrupted):
+        submit.submit(plan, timeout_s=0, sleep=lambda _: None)
+    assert sent == [(plan.file.name, checked)]

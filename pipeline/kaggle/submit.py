@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -143,13 +144,11 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
     if row:
         print(f"{plan.file} was sent at {row['time']}; it is not sent again, only its score is looked up")
         return finder(row), row, before
-    if files.sha256(plan.file) != plan.sha256:
-        raise UserError(
-            f"{plan.file} was changed after it was checked; nothing was sent: run the same command again"
-        )
     row = _row_of(plan)
-    begin(LEDGER, row, [submission.ref for submission in before])
-    find, number = _send(plan, row, before, sleep)
+    # A kernel's version is on Kaggle already, whatever has become of its file
+    with nullcontext(plan.file) if plan.send else files.checked_copy(plan.file, plan.sha256) as file:
+        begin(LEDGER, row, [submission.ref for submission in before])
+        find, number = _send(plan, file, row, before, sleep)
     return find, _add_row(row | {NUMBER: number}), None
 
 
@@ -174,8 +173,8 @@ def _send_again(plan: Plan, row: Row) -> bool:
     return agreed(f"{sent}. Send it again? [y/N] ")
 
 
-def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> tuple[Find, str]:
-    """Upload the file once.
+def _send(plan: Plan, file: Path, row: Row, before: list[Submission], sleep: Sleep) -> tuple[Find, str]:
+    """Upload `file`, which holds what was checked, once.
 
     Returns a function that finds it in Kaggle's list, among older and team members' submissions, and Kaggle's
     number (empty if not shown).
@@ -193,7 +192,7 @@ def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> tuple
 
     line = cli.StatusLine()
     try:
-        send = plan.send or partial(cli.upload, plan.competition, plan.file, plan.message)
+        send = plan.send or partial(cli.upload, plan.competition, file, plan.message)
         sent = send(tick=lambda: line.show("sending ..."))
     except KaggleError as error:
         if not error.sent:

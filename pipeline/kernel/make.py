@@ -106,7 +106,10 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             "internet",
             flush=True,
         )
-        cost = _rehearse(folder, code_file, bundle, names, settings, team, competition, options, stages)
+        script = sha256(code_file)
+        cost = _rehearse(
+            folder, code_file, script, bundle, names, settings, team, competition, options, stages
+        )
         lines = forecast(cost, args.images, settings.hours, has_gpu=args.accelerator != "none")
         print("\n".join(f"           {line}" for line in lines), flush=True)
         if not args.push:
@@ -114,7 +117,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             return 0
         from pipeline.kernel.push import push
 
-        push(folder, bundle, code_file, names, slug, team, stages, args, sleep)
+        push(folder, bundle, code_file, names, slug, team, stages, args, script, sleep)
     return 0
 
 
@@ -242,6 +245,7 @@ def write_kernel(
 def _rehearse(
     folder: Path,
     code_file: Path,
+    script: str,
     bundle: Bundle,
     names: Names,
     settings: Settings,
@@ -251,12 +255,15 @@ def _rehearse(
     stages: Stages,
 ) -> float:
     """Rehearse the kernel, unless that was done with these files. Return the floating-point operations for
-    one row.
+    one row. `script`: the digest of the code file.
+
+    Raises:
+        UserError: the rehearsal failed, or the code file changed meanwhile.
     """
     sample = competition.form.path if competition.form else None
     key = {
         "bundle": bundle.digest,
-        "script": sha256(code_file),
+        "script": script,
         "rows": len(competition.test),
         "sample": sha256(sample) if sample else "",
     }
@@ -268,6 +275,8 @@ def _rehearse(
         stages.forget("rehearsal")
         print("rehearsal  running ...", flush=True)
         done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, team, competition, options)
+        if sha256(code_file) != script:
+            raise UserError(f"{code_file} was changed during the rehearsal: run the same command again")
         known = {
             "of": key,
             "file": sha256(done.file),

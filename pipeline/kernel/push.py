@@ -4,6 +4,7 @@ twice.
 
 from __future__ import annotations
 
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, UserError, raise_all
-from pipeline.files import human_time, sha256, write_text
+from pipeline.files import checked_copy, human_time, sha256, write_text
 from pipeline.folds.team import Team
 from pipeline.kaggle import cli
 from pipeline.kaggle.ledger import LEDGER, read_ledger
@@ -22,7 +23,8 @@ from pipeline.kaggle.submit import submit
 from pipeline.kaggle.token import scrub
 from pipeline.kernel import remote
 from pipeline.kernel.bundle import Bundle
-from pipeline.kernel.slugs import Names
+from pipeline.kernel.carried import MANIFEST, check_bundle
+from pipeline.kernel.slugs import KERNEL_METADATA, Names, check_kernel
 from pipeline.kernel.stages import Stages
 from pipeline.submission.origin import find_origin
 
@@ -67,19 +69,21 @@ def push(
     team: Team,
     stages: Stages,
     args: Namespace,
+    script: str,
     sleep: Sleep = time.sleep,
 ) -> None:
     """Send the rehearsed bundle and kernel, run it on Kaggle, submit its file and print the score.
 
-    Finished stages are skipped.
+    Finished stages are skipped. `script`: the digest of the code file that was rehearsed.
 
     Raises:
-        UserError: Kaggle refused, or the kernel failed there; the message shows the end of its log.
+        UserError: the bundle or the code file has changed since the rehearsal, Kaggle refused, or the kernel
+            failed there; the message shows the end of its log.
         Interrupted: waiting for the run or the score was cut short.
     """
     for attempt in range(1, TRIES + 1):
         _send_dataset(bundle, names, stages, args.poll_seconds, sleep)
-        version = _push_kernel(folder / "kernel", code_file, names, stages, args, sleep)
+        version = _push_kernel(code_file, script, names, competition, stages, args, sleep)
         log = _wait_for_kernel(folder, names, version, stages, args, sleep)
         if log is None:
             break
@@ -91,7 +95,7 @@ def push(
         )
         stages.forget("kernel")
         sleep(3 * args.poll_seconds)
-    _submit(folder, code_file, names, version, competition, team, args, sleep)
+    _submit(folder, code_file, script, names, version, competition, team, args, sleep)
 
 
 def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sleep: Sleep) -> None:
@@ -112,6 +116,7 @@ def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sl
         )
     begun = ours and known.get("of") == bundle.digest and status is not None
     if not begun:
+        _check_unchanged(bundle, "nothing was sent")
         message = None if status is None else f"bundle {bundle.digest[:12]}"
         line = cli.StatusLine()
         stages.note(
@@ -131,6 +136,13 @@ def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sl
             raise
         finally:
             line.close()
+        try:
+            _check_unchanged(bundle, f"{names.dataset} may hold a mixture, and no kernel uses it")
+        except UserError:
+            stages.note(
+                "dataset", ref=names.dataset, of="", state="sent", time=_now()
+            )  # sent again next time
+            raise
         print(
             f"dataset    {names.dataset}: sent, private{'' if status is None else ', as a new version'}",
             flush=True,
@@ -140,6 +152,22 @@ def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sl
             sleep(pause)  # until then the status may still be that of the earlier version
     _wait_until_ready(names.dataset, pause, sleep)
     stages.note("dataset", ref=names.dataset, of=bundle.digest, state="ready", time=_now())
+
+
+def _check_unchanged(bundle: Bundle, so: str) -> None:
+    """Check that the files of the bundle are those that were rehearsed. `so`: what follows if not.
+
+    Raises:
+        UserError: they are not; the changed files are listed.
+    """
+    try:
+        check_bundle(bundle.folder)
+        if sha256(bundle.folder / MANIFEST) != bundle.digest:
+            raise UserError(f"{bundle.folder / MANIFEST}: another bundle")
+    except UserError as error:
+        raise UserError(
+            f"the bundle was changed after the rehearsal; {so}: run the same command again\n{error}"
+        ) from None
 
 
 def _wait_until_ready(dataset: str, pause: float, sleep: Sleep) -> None:
@@ -164,10 +192,16 @@ def _wait_until_ready(dataset: str, pause: float, sleep: Sleep) -> None:
 
 
 def _push_kernel(
-    kernel_dir: Path, code_file: Path, names: Names, stages: Stages, args: Namespace, sleep: Sleep
+    code_file: Path,
+    content: str,
+    names: Names,
+    competition: str,
+    stages: Stages,
+    args: Namespace,
+    sleep: Sleep,
 ) -> int:
-    """Return the version with this exact code file; push it if there is none."""
-    known, content = stages.get("kernel"), sha256(code_file)
+    """Return the version whose code file has the digest `content`; push it if there is none."""
+    known = stages.get("kernel")
     page = f"https://www.kaggle.com/code/{names.kernel}"
     ours = known.get("ref") == names.kernel
     if ours and known.get("of") == content and known.get("state") == "refused":
@@ -190,9 +224,14 @@ def _push_kernel(
             f"you have a kernel {names.kernel} that this run did not make ({page}); it is not changed: set "
             "another name with --name NAME"
         )
-    stages.note("kernel", ref=names.kernel, of=content, state="sending", time=_now())
     try:
-        version = remote.push_kernel(kernel_dir, names.kernel, round(args.hours * 3600), args.accelerator)
+        with checked_copy(code_file, content) as copy:
+            shutil.copyfile(code_file.parent / KERNEL_METADATA, copy.parent / KERNEL_METADATA)
+            check_kernel(copy.parent, names, competition)
+            stages.note("kernel", ref=names.kernel, of=content, state="sending", time=_now())
+            version = remote.push_kernel(
+                copy.parent, names.kernel, round(args.hours * 3600), args.accelerator
+            )
     except KaggleError as error:
         if "without what it needs" in str(error):
             stages.note("kernel", ref=names.kernel, of=content, state="refused", time=_now())
@@ -270,6 +309,7 @@ def _raise_failed(folder: Path, names: Names, version: int, stages: Stages, log:
 def _submit(
     folder: Path,
     code_file: Path,
+    script: str,
     names: Names,
     version: int,
     competition: str,
@@ -279,7 +319,7 @@ def _submit(
 ) -> None:
     """Submit the version's file and wait for its score on the hidden test set.
 
-    The ledger stores the code file's digest.
+    The ledger stores `script`, the digest of the version's code file.
     """
     origin = find_origin(folder / "rehearsal" / SUBMISSION)
     parts = [
@@ -290,13 +330,13 @@ def _submit(
     sent = [
         row["status"]
         for row in read_ledger(LEDGER)[1]
-        if (row["competition"], row["file_sha256"]) == (competition, sha256(code_file))
+        if (row["competition"], row["file_sha256"]) == (competition, script)
     ]
     send = partial(cli.upload_kernel, competition, names.kernel, version, SUBMISSION, message)
     plan = Plan(
         competition,
         code_file,
-        sha256(code_file),
+        script,
         message,
         origin.score if origin else "",
         origin,
