@@ -57,6 +57,14 @@ class Gpu:
             return False
         return tensor.untyped_storage()._cdata in self.storages
 
+    @property
+    def held(self) -> int:
+        """The bytes that lie on the GPU now."""
+        storages = [
+            torch.UntypedStorage._new_with_weak_ptr(weak.cdata) for weak in list(self.storages.values())
+        ]
+        return sum(storage.nbytes() for storage in storages if storage is not None)
+
     def take(self, tensor: torch.Tensor) -> None:
         """Note that `tensor` lies on the GPU."""
         if tensor.device.type != "cpu" or isinstance(tensor, torch._subclasses.FakeTensor):

@@ -4,7 +4,9 @@ machine; and the numbers are those of a CPU.
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +30,7 @@ from pipeline.cleaning import suspects
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
 from pipeline.report import attention
+from pipeline.tasks import classification
 from pipeline.tasks.classification_task import ClassificationTask
 from pipeline.training.engine import _Loop
 
@@ -152,6 +155,29 @@ def test_dry_run_folds_suspects_attention(
     assert record(run / "fold-1")["precision"] == "bf16"
     assert suspects.main(["--model", str(run), "--data", str(competition)]) == 0
     assert attention.main(["--runs", str(run / "fold-1")]) == 0
+
+
+def test_a_model_is_freed_before_the_next_one_is_loaded(
+    h100: pretended_gpu.Gpu, two_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the models of folds and blends would add up on the GPU, and those of `--tta auto` too."""
+    folds = shutil.copytree(two_folds / "folds", tmp_path / "folds")
+    held, real = [], classification.rebuild
+
+    def watched(*args: object) -> object:
+        held.append(h100.held)
+        return real(*args)
+
+    monkeypatch.setattr(classification, "rebuild", watched)
+    gc.collect()
+    gc.disable()  # what it would free depends on chance
+    try:
+        words = ["--model", str(folds), "--data", str(two_folds / "data")]
+        assert inference.main([*words, "--output", str(tmp_path / "file.csv"), "--tta", "auto"]) == 0
+        assert suspects.main(words) == 0
+    finally:
+        gc.enable()
+    assert len(held) > 6 and max(held) == 0
 
 
 def test_questions(h100: None, tiny_backbone: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,17 @@ def choose_compute(precision: str, engine: str = TORCH) -> Compute:
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
     return Compute(device, precision, current(), engine)
+
+
+def free_unused() -> None:
+    """Free the models that nothing uses any more, also on the GPU; for use before another one is loaded.
+
+    A rewritten layer (see `pipeline.models.half_weights`) refers to itself. So it stays until Python looks
+    for such circles, and Python does not know that a GPU's memory is full.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory(device: torch.device) -> int:
