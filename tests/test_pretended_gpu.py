@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from test_gpu import history
 from test_processes import torchrun
 from test_train import arguments
+from transformers import AutoConfig, AutoModelForImageClassification
 
 import inference
 import train
@@ -32,6 +33,7 @@ from pipeline.files import read_json
 from pipeline.report import attention
 from pipeline.tasks import classification
 from pipeline.tasks.classification_task import ClassificationTask
+from pipeline.training import deadline
 from pipeline.training.engine import _Loop
 
 H100, T4 = (9, 0), (7, 5)
@@ -178,6 +180,31 @@ def test_a_model_is_freed_before_the_next_one_is_loaded(
     finally:
         gc.enable()
     assert len(held) > 6 and max(held) == 0
+
+
+def test_a_plan_measures_each_image_size_alone_on_the_gpu(
+    h100: pretended_gpu.Gpu,
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the models of larger sizes would leave less memory for the next one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deadline, "propose", lambda limits, paces: list(paces) and None)
+    config = AutoConfig.from_pretrained(tiny_backbone)
+    config.drop_path_rate, config.image_size = 0.0, 64
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "backbone")
+    held, real = [], classification.build
+
+    def watched(*args: object) -> object:
+        held.append(h100.held)
+        return real(*args)
+
+    monkeypatch.setattr(classification, "build", watched)
+    words = ["--plan", "2h", "--data", str(competition), "--set", "data.workers=0"]
+    assert train.main([*words, "--backbone", str(tmp_path / "backbone")]) == 0
+    assert len(held) > 3 and max(held) == 0
 
 
 def test_questions(h100: None, tiny_backbone: Path, tmp_path: Path) -> None:
