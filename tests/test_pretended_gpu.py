@@ -33,7 +33,9 @@ from pipeline.files import read_json
 from pipeline.report import attention
 from pipeline.tasks import classification
 from pipeline.tasks.classification_task import ClassificationTask
+from pipeline.tasks.frozen_features import _together
 from pipeline.training import deadline
+from pipeline.training.compute import Compute
 from pipeline.training.engine import _Loop
 
 H100, T4 = (9, 0), (7, 5)
@@ -281,3 +283,31 @@ def test_training_and_prediction_do_not_wait_for_the_gpu_in_every_batch(
         monkeypatch.setattr(owner, place.__name__, watched)
     train.main([*arguments(data, tiny_backbone, tmp_path / "run"), *flags])
     assert {place for calls in waits.values() for call in calls[1:] for place in call} == set()
+
+
+@pytest.mark.parametrize("views", ["", "crops,scale"])
+def test_prediction_does_not_wait_for_the_gpu_in_every_batch(
+    views: str, h100: pretended_gpu.Gpu, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run / "run", tmp_path / "run")
+    words = ["--model", str(run), "--data", str(finished_run / "data"), "--tta", views]
+    waits = []
+    for size in ("1", "5"):
+        h100.waits.clear()
+        inference.main([*words, "--output", str(tmp_path / f"{size}.csv"), "--batch-size", size])
+        waits.append(list(h100.waits))
+    assert waits[0] == waits[1] != []  # the weights are copied once
+
+
+def test_what_is_moved_and_brought_back_waits_for_nothing(h100: pretended_gpu.Gpu) -> None:
+    compute, large = Compute(torch.device("cuda"), "bf16"), torch.arange(40_000.0)
+    large.to("cuda", non_blocking=True)
+    assert len(h100.waits) == 1  # from memory that is not pinned
+    h100.waits.clear()
+    moved = compute.move({"features": large, "row": torch.arange(3), "none": torch.zeros(0, 3)})
+    assert all(tensor.device.type == "cuda" for tensor in moved.values())
+    assert compute.move(moved)["features"] is moved["features"]
+    results = (moved["features"][start : start + 10_000].bfloat16() for start in range(0, 40_000, 10_000))
+    features = _together(results, 40_000, "features", compute)
+    assert h100.waits == []
+    assert torch.equal(features, large.bfloat16().float())
