@@ -188,7 +188,7 @@ def check_engine(run: Run, engine: str) -> None:
 
 
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
-    """Return the rebuilt model on its device, or computed by OpenVINO.
+    """Return the rebuilt model on its device, or computed by OpenVINO; models before it are freed.
 
     Frozen weights are in half precision where that is allowed.
 
@@ -197,8 +197,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import free_unused
 
     check_engine(run, compute.engine)
+    free_unused()  # the model before this one
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine == INT8:
         from pipeline.tasks.quantized import load

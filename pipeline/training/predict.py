@@ -106,21 +106,21 @@ def _fill(
     leave: bool,
 ) -> None:
     """Put the logits of each batch at their rows."""
-    computing: deque[tuple[np.ndarray, torch.Tensor]] = deque()
+    computing: deque[tuple[np.ndarray, Callable[[], torch.Tensor]]] = deque()
     num_own = len(result) // compute.processes.count
     # no_grad, not inference_mode: training could not use tensors that BEiT caches inside
     with torch.no_grad(), tqdm(total=num_own, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
 
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
-                rows, output = computing.popleft()
+                rows, arriving = computing.popleft()
                 # With sharded weights a batch may have an image but no rows
-                result[rows] = output[: len(rows)].float().cpu().numpy()
+                result[rows] = arriving()[: len(rows)].numpy()
                 np.add.at(times_filled, rows, 1)
                 bar.update(len(rows))
 
         for batch in batches:
             with compute.autocast():
-                computing.append((batch["row"].numpy(), logits(compute.move(batch))))
-            read_back(1)  # all but the newest: the GPU computes it while older ones are copied
+                computing.append((batch["row"].numpy(), compute.bring(logits(compute.move(batch)))))
+            read_back(1)  # all but the newest: the GPU computes it while the next one is prepared
         read_back(0)
