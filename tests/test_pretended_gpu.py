@@ -19,7 +19,7 @@ import pretended_gpu
 import pytest
 import test_vqa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_gpu import history
 from test_processes import torchrun
 from test_train import arguments
@@ -28,10 +28,11 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import inference
 import train
 from pipeline.cleaning import suspects
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
 from pipeline.report import attention
-from pipeline.tasks import classification
+from pipeline.run import load_run
+from pipeline.tasks import apply, classification
 from pipeline.tasks.classification_task import ClassificationTask
 from pipeline.tasks.frozen_features import _together
 from pipeline.training import deadline
@@ -311,3 +312,43 @@ def test_what_is_moved_and_brought_back_waits_for_nothing(h100: pretended_gpu.Gp
     features = _together(results, 40_000, "features", compute)
     assert h100.waits == []
     assert torch.equal(features, large.bfloat16().float())
+
+
+def overflowing(folder: Path) -> None:
+    """Change the weights of the model in `folder`: hidden numbers overflow in fp16, its outputs stay."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name, weight in weights.items():
+        if "attention" not in name and name.endswith("dense.weight"):
+            weight *= 3e5 if "intermediate" in name else 1 / 3e5
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_overflow_in_fp16_is_refused_and_suspects_are_computed_in_fp32(
+    t4: None, two_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folds = shutil.copytree(two_folds / "folds", tmp_path / "folds")
+    for fold in ("fold-1", "fold-2"):
+        overflowing(folds / fold / "model_beit")
+    words = ["--model", str(folds), "--data", str(two_folds / "data")]
+    predict = [*words, "--output", str(tmp_path / "file.csv")]
+    with pytest.raises(UserError, match=r"fold-1 is not a number in 5 of 5 rows; fp16 .* --precision fp32"):
+        inference.main(predict)
+    # As in a kernel whose time is up: rows that were not reached hold the class frequencies
+    run = load_run(folds / "fold-1")
+    rows = list(apply.read_for(run, two_folds / "data").test)
+    with pytest.raises(UserError, match="in 2 of 2 rows"):
+        apply.compute_rows(run, run.target, rows, 2, "auto", go_on=lambda done: done < 2)
+    assert inference.main([*predict, "--precision", "fp32"]) == 0
+    assert suspects.main(words) == 0
+    assert "fold 2: fp16 overflows, so it is computed again in fp32" in capsys.readouterr().out
+    assert np.isfinite(pd.read_csv(folds / "disagreement.csv")["disagreement"]).all()
+
+
+def test_features_that_overflow_in_fp16_are_refused(
+    t4: None, competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    overflowing(backbone)
+    with pytest.raises(UserError, match=r"--floor: .* they are not a number .* --precision fp32"):
+        train.main([*arguments(competition, backbone, tmp_path / "run"), "--floor"])

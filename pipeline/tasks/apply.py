@@ -130,13 +130,13 @@ def compute_rows(
     processes share all of them. `describe`: print a line about model and device.
 
     Raises:
-        UserError: the model cannot be rebuilt.
+        UserError: the model cannot be rebuilt, or its output is not a number.
     """
     import numpy as np
 
     from pipeline.data.intensity import deep_images_without_range
     from pipeline.training.compute import choose_compute
-    from pipeline.training.predict import predict_logits
+    from pipeline.training.predict import not_finite, predict_logits
 
     compute = choose_compute(precision, engine)
     predictor = ready(run, target.num_outputs, compute)
@@ -172,6 +172,8 @@ def compute_rows(
         reached=reached,
     )
     compute.processes.add_up(bad.view(np.uint8))
+    if problem := not_finite(logits[reached], compute.precision):
+        raise UserError(f"the output of the model in {run.path} is {problem}")
     return Computed(logits, reached, bad)
 
 
