@@ -352,3 +352,23 @@ def test_features_that_overflow_in_fp16_are_refused(
     overflowing(backbone)
     with pytest.raises(UserError, match=r"--floor: .* they are not a number .* --precision fp32"):
         train.main([*arguments(competition, backbone, tmp_path / "run"), "--floor"])
+
+
+def test_a_gpu_that_is_too_small_for_prediction_says_what_to_do(
+    h100: None, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--tta", "crops"]
+    words += ["--output", str(tmp_path / "file.csv")]
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    for place, size, says in (
+        ("pipeline.folds.views.make_views", "4", r"run with 4 rows at a time; use --batch-size 2 "),
+        ("pipeline.folds.views.make_views", "1", r"run with 1 row at a time; end other programs"),
+        ("pipeline.models.half_weights.use_half_weights", "4", r"the model of .*run; end other programs"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(UserError, match=f"out of memory on cuda for .*{says}.*Tried to allocate"):
+                inference.main([*words, "--batch-size", size])
