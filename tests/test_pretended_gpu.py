@@ -372,3 +372,19 @@ def test_a_gpu_that_is_too_small_for_prediction_says_what_to_do(
             patch.setattr(place, full)
             with pytest.raises(UserError, match=f"out of memory on cuda for .*{says}.*Tried to allocate"):
                 inference.main([*words, "--batch-size", size])
+
+
+def test_gradients_that_overflow_in_every_step_end_the_run(
+    t4: None, competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is skipped and the loss stays finite, so nothing else would show that nothing is learnt."""
+    real = ClassificationTask.loss
+
+    def loss(self: ClassificationTask, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        value, logits = real(self, batch)
+        return value + (logits.float() * 0).sum().sqrt(), logits
+
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    words = arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "40")
+    with pytest.raises(UserError, match=r"after step 0 overflow in fp16.*--resume changed --precision fp32"):
+        train.main([*words, "--lora-rank", "0"])
