@@ -111,9 +111,9 @@ def averaged_logits(
     import torch
 
     def average(batch: dict) -> torch.Tensor:
-        found = torch.stack(
-            [logits(batch | {"pixels": view}).double() for view in make_views(batch["pixels"], views)]
-        )
+        found = torch.stack([logits(batch | {"pixels": view}) for view in make_views(batch["pixels"], views)])
+        # Apple's GPUs have no float64
+        found = (found.cpu() if found.device.type == "mps" else found).double()
         if target.kind == "continuous":
             return found.mean(dim=0).float()
         if target.is_choice:

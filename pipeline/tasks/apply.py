@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.engines import INT8, ON_CPU, TORCH
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -130,16 +131,20 @@ def compute_rows(
     processes share all of them. `describe`: print a line about model and device.
 
     Raises:
-        UserError: the model cannot be rebuilt.
+        UserError: the model cannot be rebuilt, its output is not a number, or the GPU's memory is too small.
     """
     import numpy as np
+    import torch
 
     from pipeline.data.intensity import deep_images_without_range
     from pipeline.training.compute import choose_compute
-    from pipeline.training.predict import predict_logits
+    from pipeline.training.predict import not_finite, predict_logits
 
     compute = choose_compute(precision, engine)
-    predictor = ready(run, target.num_outputs, compute)
+    try:
+        predictor = ready(run, target.num_outputs, compute)
+    except torch.OutOfMemoryError as error:
+        raise UserError(_too_large(run, compute, 0, error)) from None
     if describe:
         where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
         print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
@@ -161,18 +166,35 @@ def compute_rows(
             yield batch
 
     logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
-    logits = predict_logits(
-        predictor.model,
-        logits_of,
-        batches(),
-        len(rows),
-        target.num_outputs,
-        compute,
-        "predicting",
-        reached=reached,
-    )
+    try:
+        logits = predict_logits(
+            predictor.model,
+            logits_of,
+            batches(),
+            len(rows),
+            target.num_outputs,
+            compute,
+            "predicting",
+            reached=reached,
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(_too_large(run, compute, min(batch_size, len(rows)), error)) from None
     compute.processes.add_up(bad.view(np.uint8))
+    if problem := not_finite(logits[reached], compute.precision):
+        raise UserError(f"the output of the model in {run.path} is {problem}")
     return Computed(logits, reached, bad)
+
+
+def _too_large(run: Run, compute: Compute, batch_size: int, error: Exception) -> str:
+    """Return the message when the device has no memory for the model (`batch_size` 0) or for a batch."""
+    what = f"the model of {run.path}"
+    what += f" with {counted(batch_size, 'row')} at a time" if batch_size else ""
+    advice = (
+        f"use --batch-size {batch_size // 2} (in a kernel BATCH_SIZE)"
+        if batch_size > 1
+        else "end other programs that use its memory"
+    )
+    return f"out of memory on {compute.device} for {what}; {advice}: {(str(error).splitlines() or [''])[0]}"
 
 
 def check_engine(run: Run, engine: str) -> None:

@@ -96,6 +96,22 @@ def predict_logits(
     return result
 
 
+def not_finite(values: np.ndarray, precision: str) -> str | None:
+    """Return what to say about (N, D) results that are NaN or infinite in some rows; None if there are none.
+
+    `precision`: in which they were computed. Numbers of fp16 end at 65504; those of bf16 and fp32 do not.
+    """
+    bad = int((~np.isfinite(values).all(axis=1)).sum())
+    if not bad:
+        return None
+    why = (
+        "fp16 overflows: use --precision fp32 (in a kernel PRECISION)"
+        if precision == "fp16"
+        else "its weights do not work for these inputs"
+    )
+    return f"not a number in {bad:,} of {len(values):,} rows; {why}"
+
+
 def _fill(
     result: np.ndarray,
     times_filled: np.ndarray,
