@@ -364,9 +364,8 @@ class _Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if (
-            self.scaler.is_enabled()
-        ):  # the CPU waits for the GPU, because it must know if the step was skipped
+        # In fp16 the CPU waits for the GPU here, because it must know if the step was skipped
+        if self.scaler.is_enabled():
             self.scale = self.scaler.get_scale()
         if self.scale < min(before, SMALLEST_SCALE):
             raise UserError(overflowing_gradients(self.folder, position.step))
