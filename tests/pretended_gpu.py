@@ -35,6 +35,8 @@ COPIES = {"copy_", "_to_copy", "_foreach_copy_", "set_", "lift_fresh"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # The CPU needs their result, or its size
 READS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
+# So much of memory that is not pinned is copied without waiting (CUDA's documentation)
+STAGED_BYTES = 65_536
 T, aten = torch.Tensor, torch.ops.aten
 
 
@@ -49,6 +51,7 @@ class Gpu:
         self.waits: list[str] = []
         # The weak reference keeps the address from being used again
         self.storages: dict[int, StorageWeakRef] = {}
+        self.pinned: dict[int, StorageWeakRef] = {}  # on the CPU
         self.is_moving = False
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -56,6 +59,14 @@ class Gpu:
         if tensor.device.type != "cpu" or isinstance(tensor, torch._subclasses.FakeTensor):
             return False
         return tensor.untyped_storage()._cdata in self.storages
+
+    @property
+    def held(self) -> int:
+        """The bytes that lie on the GPU now."""
+        storages = [
+            torch.UntypedStorage._new_with_weak_ptr(weak.cdata) for weak in list(self.storages.values())
+        ]
+        return sum(storage.nbytes() for storage in storages if storage is not None)
 
     def take(self, tensor: torch.Tensor) -> None:
         """Note that `tensor` lies on the GPU."""
@@ -177,7 +188,9 @@ class Calls(TorchFunctionMode):
         if func is T.cuda:
             return self.gpu.move(args[0], self.gpu.device)
         if func is T.pin_memory:
-            return args[0]
+            return self.pin(args[0])
+        if func is T.is_pinned:
+            return self.is_pinned(args[0])
         if func is T.to:
             return self.to(*args, **kwargs)
         device = kwargs.get("device")
@@ -193,6 +206,20 @@ class Calls(TorchFunctionMode):
         if getattr(func, "__name__", "").startswith("new_") and device is None and self.gpu.holds(args[0]):
             self.gpu.take(out)
         return out
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a tensor on the CPU that counts as pinned."""
+        if self.gpu.holds(tensor):
+            raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
+        pinned = tensor.clone()
+        storage = pinned.untyped_storage()
+        self.gpu.pinned[storage._cdata] = StorageWeakRef(storage)
+        self.gpu.pinned = {at: weak for at, weak in self.gpu.pinned.items() if not weak.expired()}
+        return pinned
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Return True if `pin` made the tensor's memory."""
+        return tensor.untyped_storage()._cdata in self.gpu.pinned
 
     def made(self, out: Any, args: Any) -> Any:
         """Return the result of a call with a device of the GPU."""
@@ -214,8 +241,12 @@ class Calls(TorchFunctionMode):
         device, dtype, no_wait, layout = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type not in ("cpu", "cuda"):
             return T.to(tensor, *args, **kwargs)
-        if device is not None and self.gpu.holds(tensor) != (device.type == "cuda") and not no_wait:
-            self.gpu.wait("to")
+        if device is not None and self.gpu.holds(tensor) != (device.type == "cuda"):
+            to_gpu = device.type == "cuda"
+            if not no_wait:
+                self.gpu.wait("to")
+            elif to_gpu and tensor.nbytes > STAGED_BYTES and not self.is_pinned(tensor):
+                self.gpu.wait("a copy from memory that is not pinned")
         return self.gpu.move(tensor, device, dtype=dtype, memory_format=layout, copy=copy)
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pretended_gpu
 import pytest
 import torch
 from test_autograd import LABELS, PIXELS, build, step
@@ -27,7 +28,7 @@ from pipeline.models import compiled_blocks
 from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
 from pipeline.models.half_weights import use_half_weights
 from pipeline.models.lora import attach
-from pipeline.training.compilation import MIN_SECONDS, try_compile
+from pipeline.training.compilation import MIN_SECONDS, run_step, try_compile
 from pipeline.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -205,6 +206,18 @@ def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(
         False,
         "torch.compile is not used: OutOfMemoryError: CUDA out of memory",
     )
+    with pytest.raises(UserError, match=r"compile: true .*out of memory\); --batch-size below 4"):
+        try_compile(task, CPU, True, 4, 0.0)
+
+
+def test_the_trial_waits_twice_a_step_for_the_gpu_not_for_each_weight() -> None:
+    with pretended_gpu.pretended_gpu() as gpu:
+        compute, task = Compute(torch.device("cuda"), "bf16"), Steps()
+        task.model.to("cuda")
+        batch = compute.move(task.train_batches()[0])
+        gpu.waits.clear()
+        run_step(task, compute, batch)
+    assert len(gpu.waits) == 4  # the loss and the norm, of two steps
 
 
 def test_a_short_run_bf16_on_a_cpu_and_a_no_do_not_try() -> None:

@@ -338,5 +338,14 @@ def test_the_advice_of_a_refusal_fits(room: int, advice: str, monkeypatch: pytes
     estimate.check_fits(plain, room // 20, torch.device("cpu"))
 
 
+def test_memory_that_torch_holds_already_is_there_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights on the GPU are a part of the counted memory, and what a step left there is used again."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000_000_000, 16_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 9_000_000_000)
+    memory = Memory(600_000_000, 0, 0, 0, 1_000_000_000)
+    estimate.check_fits(memory, 8, torch.device("cuda"))
+    assert estimate.largest_micro_batch(memory, torch.device("cuda"), 16) == 8
+
+
 def test_total_adds_up() -> None:
     assert Memory(1, 20, 300, 4_000, 50_000).total(3) == 154_321

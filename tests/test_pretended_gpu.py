@@ -4,7 +4,9 @@ machine; and the numbers are those of a CPU.
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,18 +19,24 @@ import pretended_gpu
 import pytest
 import test_vqa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_gpu import history
 from test_processes import torchrun
 from test_train import arguments
+from transformers import AutoConfig, AutoModelForImageClassification
 
 import inference
 import train
 from pipeline.cleaning import suspects
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
 from pipeline.report import attention
+from pipeline.run import load_run
+from pipeline.tasks import apply, classification
 from pipeline.tasks.classification_task import ClassificationTask
+from pipeline.tasks.frozen_features import _together
+from pipeline.training import deadline
+from pipeline.training.compute import Compute
 from pipeline.training.engine import _Loop
 
 H100, T4 = (9, 0), (7, 5)
@@ -154,6 +162,54 @@ def test_dry_run_folds_suspects_attention(
     assert attention.main(["--runs", str(run / "fold-1")]) == 0
 
 
+def test_a_model_is_freed_before_the_next_one_is_loaded(
+    h100: pretended_gpu.Gpu, two_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the models of folds and blends would add up on the GPU, and those of `--tta auto` too."""
+    folds = shutil.copytree(two_folds / "folds", tmp_path / "folds")
+    held, real = [], classification.rebuild
+
+    def watched(*args: object) -> object:
+        held.append(h100.held)
+        return real(*args)
+
+    monkeypatch.setattr(classification, "rebuild", watched)
+    gc.collect()
+    gc.disable()  # what it would free depends on chance
+    try:
+        words = ["--model", str(folds), "--data", str(two_folds / "data")]
+        assert inference.main([*words, "--output", str(tmp_path / "file.csv"), "--tta", "auto"]) == 0
+        assert suspects.main(words) == 0
+    finally:
+        gc.enable()
+    assert len(held) >= 6 and max(held) == 0  # of each fold: the views, the test images, suspects
+
+
+def test_a_plan_measures_each_image_size_alone_on_the_gpu(
+    h100: pretended_gpu.Gpu,
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the models of larger sizes would leave less memory for the next one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deadline, "propose", lambda limits, paces: list(paces) and None)
+    config = AutoConfig.from_pretrained(tiny_backbone)
+    config.drop_path_rate, config.image_size = 0.0, 64
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "backbone")
+    held, real = [], classification.build
+
+    def watched(*args: object) -> object:
+        held.append(h100.held)
+        return real(*args)
+
+    monkeypatch.setattr(classification, "build", watched)
+    words = ["--plan", "2h", "--data", str(competition), "--set", "data.workers=0"]
+    assert train.main([*words, "--backbone", str(tmp_path / "backbone")]) == 0
+    assert len(held) > 3 and max(held) == 0
+
+
 def test_questions(h100: None, tiny_backbone: Path, tmp_path: Path) -> None:
     data = test_vqa.make_questions(tmp_path / "data")
     path = test_vqa.recipe(tmp_path, tiny_backbone, precision="auto", epochs="1")
@@ -228,3 +284,107 @@ def test_training_and_prediction_do_not_wait_for_the_gpu_in_every_batch(
         monkeypatch.setattr(owner, place.__name__, watched)
     train.main([*arguments(data, tiny_backbone, tmp_path / "run"), *flags])
     assert {place for calls in waits.values() for call in calls[1:] for place in call} == set()
+
+
+@pytest.mark.parametrize("views", ["", "crops,scale"])
+def test_prediction_does_not_wait_for_the_gpu_in_every_batch(
+    views: str, h100: pretended_gpu.Gpu, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run / "run", tmp_path / "run")
+    words = ["--model", str(run), "--data", str(finished_run / "data"), "--tta", views]
+    waits = []
+    for size in ("1", "5"):
+        h100.waits.clear()
+        inference.main([*words, "--output", str(tmp_path / f"{size}.csv"), "--batch-size", size])
+        waits.append(list(h100.waits))
+    assert waits[0] == waits[1] != []  # the weights are copied once
+
+
+def test_what_is_moved_and_brought_back_waits_for_nothing(h100: pretended_gpu.Gpu) -> None:
+    compute, large = Compute(torch.device("cuda"), "bf16"), torch.arange(40_000.0)
+    large.to("cuda", non_blocking=True)
+    assert len(h100.waits) == 1  # from memory that is not pinned
+    h100.waits.clear()
+    moved = compute.move({"features": large, "row": torch.arange(3), "none": torch.zeros(0, 3)})
+    assert all(tensor.device.type == "cuda" for tensor in moved.values())
+    assert compute.move(moved)["features"] is moved["features"]
+    results = (moved["features"][start : start + 10_000].bfloat16() for start in range(0, 40_000, 10_000))
+    features = _together(results, 40_000, "features", compute)
+    assert h100.waits == []
+    assert torch.equal(features, large.bfloat16().float())
+
+
+def overflowing(folder: Path) -> None:
+    """Change the weights of the model in `folder`: hidden numbers overflow in fp16, its outputs stay."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name, weight in weights.items():
+        if "attention" not in name and name.endswith("dense.weight"):
+            weight *= 3e5 if "intermediate" in name else 1 / 3e5
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_overflow_in_fp16_is_refused_and_suspects_are_computed_in_fp32(
+    t4: None, two_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folds = shutil.copytree(two_folds / "folds", tmp_path / "folds")
+    for fold in ("fold-1", "fold-2"):
+        overflowing(folds / fold / "model_beit")
+    words = ["--model", str(folds), "--data", str(two_folds / "data")]
+    predict = [*words, "--output", str(tmp_path / "file.csv")]
+    with pytest.raises(UserError, match=r"fold-1 is not a number in 5 of 5 rows; fp16 .* --precision fp32"):
+        inference.main(predict)
+    # As in a kernel whose time is up: rows that were not reached hold the class frequencies
+    run = load_run(folds / "fold-1")
+    rows = list(apply.read_for(run, two_folds / "data").test)
+    with pytest.raises(UserError, match="in 2 of 2 rows"):
+        apply.compute_rows(run, run.target, rows, 2, "auto", go_on=lambda done: done < 2)
+    assert inference.main([*predict, "--precision", "fp32"]) == 0
+    assert suspects.main(words) == 0
+    assert "fold 2: fp16 overflows, so it is computed again in fp32" in capsys.readouterr().out
+    assert np.isfinite(pd.read_csv(folds / "disagreement.csv")["disagreement"]).all()
+
+
+def test_features_that_overflow_in_fp16_are_refused(
+    t4: None, competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    overflowing(backbone)
+    with pytest.raises(UserError, match=r"--floor: .* they are not a number .* --precision fp32"):
+        train.main([*arguments(competition, backbone, tmp_path / "run"), "--floor"])
+
+
+def test_a_gpu_that_is_too_small_for_prediction_says_what_to_do(
+    h100: None, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--tta", "crops"]
+    words += ["--output", str(tmp_path / "file.csv")]
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    for place, size, says in (
+        ("pipeline.folds.views.make_views", "4", r"run with 4 rows at a time; use --batch-size 2 "),
+        ("pipeline.folds.views.make_views", "1", r"run with 1 row at a time; end other programs"),
+        ("pipeline.models.half_weights.use_half_weights", "4", r"the model of .*run; end other programs"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(UserError, match=f"out of memory on cuda for .*{says}.*Tried to allocate"):
+                inference.main([*words, "--batch-size", size])
+
+
+def test_gradients_that_overflow_in_every_step_end_the_run(
+    t4: None, competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is skipped and the loss stays finite, so nothing else would show that nothing is learnt."""
+    real = ClassificationTask.loss
+
+    def loss(self: ClassificationTask, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        value, logits = real(self, batch)
+        return value + (logits.float() * 0).sum().sqrt(), logits
+
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    words = arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "40")
+    with pytest.raises(UserError, match=r"after step 0 overflow in fp16.*--resume changed --precision fp32"):
+        train.main([*words, "--lora-rank", "0"])

@@ -73,6 +73,28 @@ def test_probabilities_are_averaged(target: Target) -> None:
         )
 
 
+class OnApple(torch.Tensor):
+    """A tensor on Apple's GPU, which has no float64."""
+
+    device = torch.device("mps")
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_views_are_averaged_on_the_cpu_where_the_gpu_has_no_float64() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    pixels = {"pixels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}
+    there, here = (
+        averaged_logits(lambda _, found=found: found, multiclass("abc"), ["flip"])(pixels)
+        for found in (logits.as_subclass(OnApple), logits)
+    )
+    assert torch.equal(there, here)
+
+
 @pytest.mark.parametrize(
     ("gain", "used"),
     [

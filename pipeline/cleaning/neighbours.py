@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.cleaning.out_of_fold import OutOfFold
 from pipeline.competition.rows import Row
+from pipeline.errors import UserError
 from pipeline.run_names import DISAGREEMENT
 from pipeline.tables import guarded, write_table
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from pipeline.training.compute import Compute
 
 BATCH_SIZE = 32
 
@@ -90,19 +93,42 @@ def write_disagreement(oof: OutOfFold, disagreement: np.ndarray) -> None:
 
 
 def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (M, O) logits of a fold's model, and (M, D) float32 features of length 1."""
+    """Return (M, O) logits of a fold's model, and (M, D) float32 features of length 1.
+
+    Where fp16 overflows, they are computed in float32.
+
+    Raises:
+        UserError: they are not numbers.
+    """
     import numpy as np
+
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.predict import not_finite
+
+    compute = choose_compute("auto")
+    values = _logits_and_features(oof, fold, rows, compute)
+    if compute.precision == "fp16" and not_finite(values, compute.precision):
+        print(f"  fold {fold}: fp16 overflows, so it is computed again in fp32")
+        compute = choose_compute("fp32")
+        values = _logits_and_features(oof, fold, rows, compute)
+    if problem := not_finite(values, compute.precision):
+        raise UserError(f"the output of the model in {oof.path / f'fold-{fold}'} is {problem}")
+    features = values[:, oof.target.num_outputs :]
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return values[:, : oof.target.num_outputs], features / np.where(length > 0, length, 1)
+
+
+def _logits_and_features(oof: OutOfFold, fold: int, rows: Sequence[Row], compute: Compute) -> np.ndarray:
+    """Return (M, O + D) float32: the logits of a fold's model, then its features."""
     import torch
 
     from pipeline.data.dataset import readable
     from pipeline.models.backbones import head_name
     from pipeline.run import load_run
     from pipeline.tasks.apply import ready
-    from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
-    run, compute = load_run(oof.path / f"fold-{fold}"), choose_compute("auto")
-    predictor = ready(run, oof.target.num_outputs, compute)
+    predictor = ready(load_run(oof.path / f"fold-{fold}"), oof.target.num_outputs, compute)
     head = predictor.model.get_submodule(head_name(predictor.model))
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -121,9 +147,7 @@ def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray
         predictor.model, both, batches, len(rows), width, compute, f"fold {fold} of {oof.num_folds}"
     )
     hook.remove()
-    features = values[:, oof.target.num_outputs :]
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return values[:, : oof.target.num_outputs], features / np.where(length > 0, length, 1)
+    return values
 
 
 def _nearest(

@@ -24,6 +24,7 @@ from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
+    from pipeline.tasks.build import Build
     from pipeline.tasks.step_cost import StepCost
     from pipeline.training.deadline import Pace, Proposal, Rows
 
@@ -121,7 +122,10 @@ def rows_of(recipe: Recipe, competition: Competition) -> Rows:
 
 
 class Bench:
-    """Measures the recipe at several image sizes, each when it is first needed."""
+    """Measures the recipe at several image sizes, each when it is first needed.
+
+    `build`: the newest model. Earlier ones are freed: they would take the GPU's memory from what is measured.
+    """
 
     def __init__(
         self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None
@@ -129,6 +133,7 @@ class Bench:
         self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
         self.batch_size = int(fixed_batch) if fixed_batch and fixed_batch != "auto" else None
         self.costs: dict[int, StepCost] = {}  # by image size
+        self.build: Build | None = None
         self.known: dict[int, Pace] = {}
         self.own_size = 0
         self.start_seconds = 0.0  # until the first model is built, with the import of its libraries
@@ -146,10 +151,9 @@ class Bench:
         from pipeline.training.deadline import smaller_sizes
 
         yield self.measured(self.recipe.image_size)
-        first = next(iter(self.costs.values())).build.task
         if self.fixed_size or self.recipe.task != "classification":
             return
-        config = getattr(first.model, "config", None)
+        config = getattr(self.build.task.model, "config", None)
         patch = getattr(config, "patch_size", None)
         for size in smaller_sizes(self.own_size, patch if isinstance(patch, int) else 32)[1:]:
             try:
@@ -167,8 +171,9 @@ class Bench:
             return self.known[size]
         recipe = at_size(self.recipe, size)
         rows = list(self.competition.train)
-        cost = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
-        side = cost.build.task.preprocessing.height
+        self.build = None
+        cost, self.build = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
+        side = self.build.task.preprocessing.height
         self.own_size = self.own_size or side
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
@@ -191,11 +196,12 @@ class Bench:
 
         if self.recipe.task != "classification":
             return None
+        self.build = None
         bench = Bench(head_recipe(self.recipe), self.competition, self.fixed_size, self.batch_size)
         bench.own_size, bench.start_seconds = self.own_size, self.start_seconds
         bench.measured(min(self.costs))
         [cost] = bench.costs.values()
-        if Features(cost.build.task, cost.compute).problem():
+        if Features(bench.build.task, cost.compute).problem():
             return None
         for size in self.costs:
             bench.measured(size)
@@ -274,9 +280,9 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     alone = "; there is no time to train more than the head" if found.head_alone else ""
     steps = (
         f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} "
-        f"{cost.build.task.rows_are}"
+        f"{bench.build.task.rows_are}"
     )
-    one = cost.build.task.rows_are.removesuffix("s")
+    one = bench.build.task.rows_are.removesuffix("s")
     speed = f"{pace.train:.3g} s per {one} in training, {pace.predict:.3g} s in validation"
     lines = [
         f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px "

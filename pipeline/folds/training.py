@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import shlex
 import time
 from collections.abc import Callable
@@ -263,10 +262,10 @@ def _forget() -> None:
     """Free the memory of the previous fold, also on the GPU."""
     import torch
 
+    from pipeline.training.compute import free_unused
+
     torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_unused()
 
 
 def _say_what_is_left(args: argparse.Namespace, plan: Plan) -> int:

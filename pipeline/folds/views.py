@@ -20,7 +20,7 @@ from pipeline.run import Run
 from pipeline.run_names import VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
-from pipeline.tasks.apply import predict, ready, report_bad
+from pipeline.tasks.apply import built_for, predict, report_bad
 from pipeline.training.compute import choose_compute
 from pipeline.wording import nearest
 
@@ -117,9 +117,9 @@ def averaged_logits(
     import torch
 
     def average(batch: dict) -> torch.Tensor:
-        found = torch.stack(
-            [logits(batch | {"pixels": view}).double() for view in make_views(batch["pixels"], views)]
-        )
+        found = torch.stack([logits(batch | {"pixels": view}) for view in make_views(batch["pixels"], views)])
+        # Apple's GPUs have no float64
+        found = (found.cpu() if found.device.type == "mps" else found).double()
         if target.kind == "continuous":
             return found.mean(dim=0).float()
         if target.is_choice:
@@ -172,7 +172,7 @@ def predict_sets(
     Raises:
         UserError: the model cannot be rebuilt, or no image can be decoded.
     """
-    built = ready(run, run.target.num_outputs, choose_compute(precision, engine))
+    built = built_for(run, run.target.num_outputs, choose_compute(precision, engine))
     found = [
         predict_views(run, competition, batch_size, precision, views, rows, engine, built) for views in sets
     ]

@@ -103,8 +103,8 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     competition = looked.competition
     num_rows = len(competition.train)
     num_train, num_val = expected_rows(recipe, competition)
-    cost = measure_step(recipe, competition, _usable(looked), recipe.batch_size)
-    build, compute, memory, room, needed = cost.build, cost.compute, cost.memory, cost.room, cost.needed
+    cost, build = measure_step(recipe, competition, _usable(looked), recipe.batch_size)
+    compute, memory, room, needed = cost.compute, cost.memory, cost.room, cost.needed
     task, train_s, predict_s = build.task, cost.train, cost.predict
     epoch = num_train * train_s + num_val * predict_s
     schedule = plan_schedule(recipe, num_train)
@@ -124,7 +124,8 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
             f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else ""),
         ),
     ]
-    planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size))
+    side = task.preprocessing.height
+    planned = _planned(cost, side, recipe, Rows(num_train, num_val, recipe.effective_batch_size))
     rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
     problems, copies = [], OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     try:
@@ -161,12 +162,12 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     )
 
 
-def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
-    """Return what `train.py --plan` would run in this time, at this image size."""
+def _planned(cost: StepCost, side: int, recipe: Recipe, rows: Rows) -> str:
+    """Return what `train.py --plan` would run in this time, with images of `side` px."""
     from pipeline.training.deadline import FEWEST_STEPS, Limits, Pace, propose
 
     pace = Pace(
-        cost.build.task.preprocessing.height,
+        side,
         cost.train + cost.read,
         cost.predict + cost.read,
         cost.build_seconds,

@@ -101,9 +101,11 @@ def _drop_path(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 def _forward_of(compiled: Callable[..., Any], rows: int) -> Callable[..., Any]:
     def forward(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the compiled forward pass if `rows` images train, else the plain one."""
-        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        images = next(
+            (len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), 0
+        )
         trains = part.training and torch.is_grad_enabled()
-        run = compiled if trains and len(next(tensors)) == rows else type(part).forward
+        run = compiled if trains and images == rows else type(part).forward
         return run(part, *args, **kwargs)
 
     return forward

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.engines import INT8, ON_CPU, TORCH
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,8 +72,8 @@ def predict(
 
     Returns also the images that could not be decoded, for the caller to report. `wrap` replaces the model's
     logits function, for example by a mean over views. `engine`: one of `pipeline.engines`. `built`: the run's
-    model as `ready` returns it; without it the model is built here. The model is described in a line; not for
-    `given` rows, which are predicted many times to choose views.
+    model as `built_for` returns it; without it the model is built here. The model is described in a line; not
+    for `given` rows, which are predicted many times to choose views.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -138,21 +139,22 @@ def compute_rows(
 
     `go_on` is called before each batch with the number of rows handed out so far; when it returns False, no
     more batches are computed. `share`: (r, n) computes only the batches of process r of n; None: torchrun's
-    processes share all of them. `describe`: print a line about model and device,
-    and a warning about the range of grey levels. `built`: the model, if the
-    caller has built it with `ready` for the same precision and engine.
+    processes share all of them. `describe`: print a line about model and device, and a
+    warning about the range of grey levels. `built`: the model, if the caller has built it with `built_for`,
+    for the same precision and engine.
 
     Raises:
-        UserError: the model cannot be rebuilt.
+        UserError: the model cannot be rebuilt, its output is not a number, or the GPU's memory is too small.
     """
     import numpy as np
+    import torch
 
     from pipeline.data.intensity import deep_images_without_range
     from pipeline.training.compute import choose_compute
-    from pipeline.training.predict import predict_logits
+    from pipeline.training.predict import not_finite, predict_logits
 
     compute = choose_compute(precision, engine)
-    predictor = built or ready(run, target.num_outputs, compute)
+    predictor = built or built_for(run, target.num_outputs, compute)
     if describe:
         if warning := deep_images_without_range(
             [row.path for row in rows], predictor.preprocessing.intensity
@@ -176,18 +178,35 @@ def compute_rows(
             yield batch
 
     logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
-    logits = predict_logits(
-        predictor.model,
-        logits_of,
-        batches(),
-        len(rows),
-        target.num_outputs,
-        compute,
-        "predicting",
-        reached=reached,
-    )
+    try:
+        logits = predict_logits(
+            predictor.model,
+            logits_of,
+            batches(),
+            len(rows),
+            target.num_outputs,
+            compute,
+            "predicting",
+            reached=reached,
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(_too_large(run, compute, min(batch_size, len(rows)), error)) from None
     compute.processes.add_up(bad.view(np.uint8))
+    if problem := not_finite(logits[reached], compute.precision):
+        raise UserError(f"the output of the model in {run.path} is {problem}")
     return Computed(logits, reached, bad)
+
+
+def _too_large(run: Run, compute: Compute, batch_size: int, error: Exception) -> str:
+    """Return the message when the device has no memory for the model (`batch_size` 0) or for a batch."""
+    what = f"the model of {run.path}"
+    what += f" with {counted(batch_size, 'row')} at a time" if batch_size else ""
+    advice = (
+        f"use --batch-size {batch_size // 2} (in a kernel BATCH_SIZE)"
+        if batch_size > 1
+        else "end other programs that use its memory"
+    )
+    return f"out of memory on {compute.device} for {what}; {advice}: {(str(error).splitlines() or [''])[0]}"
 
 
 def check_engine(run: Run, engine: str) -> None:
@@ -202,8 +221,22 @@ def check_engine(run: Run, engine: str) -> None:
         )
 
 
+def built_for(run: Run, num_outputs: int, compute: Compute) -> Predictor:
+    """Return the model as `ready` does.
+
+    Raises:
+        UserError: as `ready`, or the GPU's memory is too small for the model.
+    """
+    import torch
+
+    try:
+        return ready(run, num_outputs, compute)
+    except torch.OutOfMemoryError as error:
+        raise UserError(_too_large(run, compute, 0, error)) from None
+
+
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
-    """Return the rebuilt model on its device, or computed by OpenVINO.
+    """Return the rebuilt model on its device, or computed by OpenVINO; models before it are freed.
 
     Frozen weights are in half precision where that is allowed.
 
@@ -212,8 +245,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import free_unused
 
     check_engine(run, compute.engine)
+    free_unused()  # the model before this one
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine == INT8:
         from pipeline.tasks.quantized import load

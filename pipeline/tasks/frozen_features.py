@@ -6,6 +6,7 @@ How the rows are cut into batches depends only on the rows, so a resumed run tra
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -93,18 +94,27 @@ def _together(
     None as soon as it would be too large.
     """
     features = None
+    computing: deque[tuple[slice, Callable[[], torch.Tensor]]] = deque()
     done = 0
     with (
         torch.no_grad(),
         compute.autocast(),
         tqdm(total=count, desc=title, leave=False, dynamic_ncols=True) as bar,
     ):
+
+        def read_back(as_many_as: int) -> None:
+            while len(computing) > as_many_as:
+                place, arriving = computing.popleft()
+                features[place] = arriving()
+                bar.update(place.stop - place.start)
+
         for result in results:
             if features is None and 4 * count * result[0].numel() > FEATURE_BYTES:
                 return None
             if features is None:
                 features = torch.empty(count, *result.shape[1:])
-            features[done : done + len(result)] = result.float().cpu()
+            computing.append((slice(done, done + len(result)), compute.bring(result)))
             done += len(result)
-            bar.update(len(result))
+            read_back(1)  # all but the newest: the GPU computes it while the next one is prepared
+        read_back(0)
     return features

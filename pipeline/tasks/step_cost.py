@@ -31,7 +31,6 @@ class StepCost:
     on the device, 0 if unknown. `needed`: bytes of a step of `batch_size`.
     """
 
-    build: Build
     compute: Compute
     memory: Memory
     batch_size: int
@@ -53,8 +52,11 @@ def measure_step(
     rows: Sequence[Row],
     batch_size: int | None = None,
     must_fit: bool = False,
-) -> StepCost:
-    """Return the cost of a step of `recipe`, measured on `few_of(rows)`; their images must be decodable.
+) -> tuple[StepCost, Build]:
+    """Return the cost of a step of `recipe`, measured on `few_of(rows)`, and the model that was built.
+
+    The images of the rows must be decodable. Before, models that nothing uses any more are freed, so that the
+    device has room.
 
     `batch_size`: rows at a time. None: the recipe's if it fits into memory, else the largest part of it that
     fits.
@@ -65,7 +67,7 @@ def measure_step(
     """
     started = time.perf_counter()
     from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
+    from pipeline.training.compute import choose_compute, free_unused
     from pipeline.training.estimate import (
         OVERHEAD_BYTES,
         check_fits,
@@ -75,6 +77,7 @@ def measure_step(
     )
     from pipeline.training.image_sizes import LARGEST
 
+    free_unused()
     compute = choose_compute(recipe.precision)
     data = recipe.data.model_copy(
         update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25, "pseudo_labels": None}
@@ -99,7 +102,7 @@ def measure_step(
     started = time.perf_counter()
     passed = sum(len(batch["row"]) for batch in islice(task.train_batches(LARGEST, 0, 8, task.num_train), 4))
     read = (time.perf_counter() - started) / passed
-    return StepCost(build, compute, memory, size, train, predict, read, build_seconds, room)
+    return StepCost(compute, memory, size, train, predict, read, build_seconds, room), build
 
 
 def few_of(rows: Sequence[Row]) -> list[Row]:

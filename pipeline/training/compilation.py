@@ -76,6 +76,7 @@ def try_compile(
         )
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
     print("  trying torch.compile, which can take a minute")
+    advice = "leave it out, or --set compile=auto"
     try:
         plain = run_step(task, compute, batch)
         task.compile(micro_batch_size)
@@ -83,6 +84,8 @@ def try_compile(
         problem = difference(plain, compiled, TOLERANCE[compute.precision])
     # A missing compiler, an unsupported operation, no memory: training works without it
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = f"--batch-size below {micro_batch_size}, with more --accumulation-steps"
         problem = (
             f"{type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
@@ -98,7 +101,7 @@ def try_compile(
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
     if choice is True:
-        raise UserError(f"compile: true does not work here ({problem}); leave it out, or --set compile=auto")
+        raise UserError(f"compile: true does not work here ({problem}); {advice}")
     return False, f"torch.compile is not used: {problem}"
 
 
@@ -117,11 +120,11 @@ def run_step(task: Task, compute: Compute, batch: Batch) -> Step:
                 loss, _ = task.loss(batch)
             loss.backward()
             value = loss.item()  # waits for the device
+            seconds.append(time.perf_counter() - started)
             grads = [
                 weight.grad.float().norm() for weight in task.model.parameters() if weight.grad is not None
             ]
-            norm = math.hypot(*(grad.item() for grad in grads))
-            seconds.append(time.perf_counter() - started)
+            norm = torch.stack(grads).norm().item()
         task.model.zero_grad(set_to_none=True)
     return Step(value, norm, *seconds)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +38,26 @@ class Compute:
         return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def move(self, batch: Batch) -> Batch:
-        """Return the batch on `device`; a copy from pinned memory does not block."""
+        """Return the batch on `device`. The copy does not wait for what a GPU has to do already."""
+        if self.device.type == "cuda":  # most are pinned: `pipeline.data.loader` does it in another thread
+            batch = {name: _pinned(tensor) for name, tensor in batch.items()}
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def bring(self, output: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start to copy `output` to the CPU, in float32; return a function that waits for it and returns it.
+
+        A copy that starts later, when the GPU has the next batch to do, would wait for that batch too.
+        """
+        if self.device.type != "cuda":
+            return lambda: output.float().cpu()
+        copied, is_there = output.float().to("cpu", non_blocking=True), torch.cuda.Event()
+        is_there.record()
+
+        def wait() -> torch.Tensor:
+            is_there.synchronize()
+            return copied
+
+        return wait
 
     def device_name(self) -> str:
         """Return the GPU's name on CUDA, else `CPU` or `MPS`."""
@@ -52,6 +72,12 @@ class Compute:
         if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
             return words
         return f"{words} (this hardware only emulates it: slower than --precision auto)"
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cpu" or not tensor.numel() or tensor.is_pinned():
+        return tensor
+    return tensor.pin_memory()
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -87,6 +113,17 @@ def choose_compute(precision: str, engine: str = TORCH) -> Compute:
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
     return Compute(device, precision, current(), engine)
+
+
+def free_unused() -> None:
+    """Free the models that nothing uses any more, also on the GPU; for use before another one is loaded.
+
+    A rewritten layer (see `pipeline.models.half_weights`) refers to itself. So it stays until Python looks
+    for such circles, and Python does not know that a GPU's memory is full.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -33,6 +33,7 @@ from pipeline.training.failures import (
     nan_loss,
     one_image_too_large,
     other_ended,
+    overflowing_gradients,
     smaller_micro_batch,
     stopped,
 )
@@ -44,6 +45,9 @@ from pipeline.training.predict import Task, evaluate
 from pipeline.training.processes import OtherEnded
 
 NONE = Means()
+# In fp16 the loss is scaled by 65536 at first, and by half as much after each step that overflows. So it is
+# smaller than this after 33 such steps in a row.
+SMALLEST_SCALE = 2**-16
 REFRESH_SECONDS = 0.5  # how often the loss is read from the device, to show it and to check for NaN
 
 
@@ -154,6 +158,7 @@ class _Loop:
     stop_reason: str | None = None
     checked_step: int = 0  # the loss was finite up to here
     epoch_started: float = 0.0
+    scale: float | None = None  # of the loss, for the next step; 1 without a scaler, None: not read yet
     is_prepared: bool = False
     preparing_seconds: float = 0.0
 
@@ -345,17 +350,26 @@ class _Loop:
         """Do one optimizer step with the schedule's learning rate.
 
         In fp16 a step with overflowing gradients is skipped, and does not count for the schedule.
+
+        Raises:
+            UserError: the gradients overflow however small the loss is scaled.
         """
         set_lr(self.optimizer, lr_at(self.position.step, self.schedule))
         if self.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.trainable.values(), self.max_grad_norm)
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if self.scale is None:
+            self.scale = self.scaler.get_scale()
+        before, position = self.scale, self.position
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        position = self.position
-        if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
+        # In fp16 the CPU waits for the GPU here, because it must know if the step was skipped
+        if self.scaler.is_enabled():
+            self.scale = self.scaler.get_scale()
+        if self.scale < min(before, SMALLEST_SCALE):
+            raise UserError(overflowing_gradients(self.folder, position.step))
+        if self.scale >= before:
             position.step += 1
             self.means.after_step(position.step)
         position.group_row = position.row

@@ -26,12 +26,15 @@ LONG_SECONDS = 0.5  # of training with a micro-batch, of which the first pass is
 
 
 def device_memory(device: torch.device) -> int:
-    """Return the free bytes on `device`: GPU memory, or the machine's available RAM (0 if unknown).
+    """Return the bytes on `device` for the model and its step: GPU memory, or the machine's available RAM (0
+    if unknown).
 
-    Several processes of this machine share its RAM.
+    On a GPU this is free memory and what torch has reserved there: the model itself, whose weights are a part
+    of the counted memory, and memory that an earlier step left. Several processes of this machine share its
+    RAM.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024 // local_world_size()

@@ -28,6 +28,14 @@ def nan_logits(folder: Path, step: int) -> str:
     )
 
 
+def overflowing_gradients(folder: Path, step: int) -> str:
+    """The gradients after `step` are infinite or NaN, also of a loss that is scaled down for fp16."""
+    return (
+        f"the gradients after step {step} overflow in fp16, however small the loss is scaled, so nothing is "
+        f"learnt; the last state is saved. Continue with: {_in_fp32(folder)}"
+    )
+
+
 def _in_fp32(folder: Path) -> str:
     return resume_command(folder, "changed", "--precision", "fp32")
 

@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from pipeline.data.dataset import ALL, cut
+from pipeline.errors import UserError
 from pipeline.training.compute import Batch, Compute
-from pipeline.training.predict import Task, predict_logits
+from pipeline.training.predict import Task, not_finite, predict_logits
 from pipeline.training.resume import SplitRow
 
 FLOAT_BYTES = 4
@@ -55,6 +56,9 @@ class Features:
 
         Several processes each compute their share. Returns False if `go_on`, called before each batch,
         returned False.
+
+        Raises:
+            UserError: features are not numbers.
         """
         share = self.compute.processes.share
         if self.train is None:
@@ -91,6 +95,8 @@ class Features:
             model.eval()
             features = self.of(batch)
         model.train(was_training)
+        if problem := self._not_finite(features):
+            return problem
         if drawn:
             return "the backbone has dropout or drop path, so its features differ in every step"
         if not torch.equal(trained, features):
@@ -111,9 +117,16 @@ class Features:
                 self.task.head(features), logits
             )
         model.train(was_training)
+        if problem := self._not_finite(features):
+            return problem
         if head_is_last:
             return None
         return f"in {type(model).__name__} the logits are not only the output of the last layer"
+
+    def _not_finite(self, features: torch.Tensor) -> str | None:
+        """Return why the features of two images cannot be used: NaN is not equal to NaN."""
+        problem = not_finite(features.float().flatten(1).cpu().numpy(), self.compute.precision)
+        return problem and f"they are {problem}"
 
     def _two_images(self) -> Batch:
         return self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
@@ -151,6 +164,8 @@ class Features:
             leave=False,
             reached=reached,
         )
+        if problem := not_finite(values[reached], self.compute.precision):
+            raise UserError(f"the features of the frozen backbone are {problem}")
         return torch.from_numpy(values) if reached.all() else None
 
 

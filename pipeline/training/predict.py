@@ -96,6 +96,22 @@ def predict_logits(
     return result
 
 
+def not_finite(values: np.ndarray, precision: str) -> str | None:
+    """Return what to say about (N, D) results that are NaN or infinite in some rows; None if there are none.
+
+    `precision`: in which they were computed. Numbers of fp16 end at 65504; those of bf16 and fp32 do not.
+    """
+    bad = int((~np.isfinite(values).all(axis=1)).sum())
+    if not bad:
+        return None
+    why = (
+        "fp16 overflows: use --precision fp32 (in a kernel PRECISION)"
+        if precision == "fp16"
+        else "its weights do not work for these inputs"
+    )
+    return f"not a number in {bad:,} of {len(values):,} rows; {why}"
+
+
 def _fill(
     result: np.ndarray,
     times_filled: np.ndarray,
@@ -106,21 +122,21 @@ def _fill(
     leave: bool,
 ) -> None:
     """Put the logits of each batch at their rows."""
-    computing: deque[tuple[np.ndarray, torch.Tensor]] = deque()
+    computing: deque[tuple[np.ndarray, Callable[[], torch.Tensor]]] = deque()
     num_own = len(result) // compute.processes.count
     # no_grad, not inference_mode: training could not use tensors that BEiT caches inside
     with torch.no_grad(), tqdm(total=num_own, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
 
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
-                rows, output = computing.popleft()
+                rows, arriving = computing.popleft()
                 # With sharded weights a batch may have an image but no rows
-                result[rows] = output[: len(rows)].float().cpu().numpy()
+                result[rows] = arriving()[: len(rows)].numpy()
                 np.add.at(times_filled, rows, 1)
                 bar.update(len(rows))
 
         for batch in batches:
             with compute.autocast():
-                computing.append((batch["row"].numpy(), logits(compute.move(batch))))
-            read_back(1)  # all but the newest: the GPU computes it while older ones are copied
+                computing.append((batch["row"].numpy(), compute.bring(logits(compute.move(batch)))))
+            read_back(1)  # all but the newest: the GPU computes it while the next one is prepared
         read_back(0)
