@@ -388,3 +388,30 @@ def test_gradients_that_overflow_in_every_step_end_the_run(
     words = arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "40")
     with pytest.raises(UserError, match=r"after step 0 overflow in fp16.*--resume changed --precision fp32"):
         train.main([*words, "--lora-rank", "0"])
+
+
+def test_validation_and_features_that_do_not_fit_are_computed_in_smaller_batches(
+    h100: None,
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A frozen backbone stores nothing for a backward pass, so twice the images need twice the memory."""
+    sizes, real = [], ClassificationTask.logits
+
+    def small(self: ClassificationTask, batch: dict) -> torch.Tensor:
+        sizes.append(len(batch["row"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(ClassificationTask, "logits", small)
+    words = arguments(competition, tiny_backbone, tmp_path / "run", "--set", "checkpoint.keep=soup")
+    assert train.main([*words, "--floor"]) == 0
+    printed = capsys.readouterr()
+    told = printed.out + printed.err
+    assert "out of memory: computing the features of 2 images at a time" in told
+    assert told.count("out of memory: validating with 2 rows at a time") == 1
+    assert len(history(tmp_path / "run")) == 2 and max(sizes[-6:]) == 2
