@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,8 +29,13 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import inference
 import train
 from pipeline.cleaning import suspects
+from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
+from pipeline.folds.team import gather
+from pipeline.kernel.answer import predict_carried
+from pipeline.kernel.bundle import Options, make_bundle
+from pipeline.kernel.carried import open_bundle
 from pipeline.report import attention
 from pipeline.run import load_run
 from pipeline.tasks import apply, classification
@@ -415,3 +421,22 @@ def test_validation_and_features_that_do_not_fit_are_computed_in_smaller_batches
     assert "out of memory: computing the features of 2 images at a time" in told
     assert told.count("out of memory: validating with 2 rows at a time") == 1
     assert len(history(tmp_path / "run")) == 2 and max(sizes[-6:]) == 2
+
+
+def test_a_kernel_on_a_t4_predicts_as_on_a_cpu_and_waits_in_no_batch(two_folds: Path, tmp_path: Path) -> None:
+    made = make_bundle(
+        gather([two_folds / "folds"]),
+        tmp_path / "dataset",
+        CompetitionFacts(),
+        options=Options(("crops",)),
+    )
+    carried = open_bundle(made.folder)
+    competition = apply.read_for(carried.team.first, two_folds / "data")
+    expected = predict_carried(carried, competition, 2, "fp32", math.inf, 1).predictions
+    waits = []
+    for size in (1, 5):
+        with pretended_gpu.pretended_gpu(T4) as gpu:
+            found = predict_carried(carried, competition, size, "auto", math.inf, 1).predictions
+        waits.append(gpu.waits)
+        np.testing.assert_allclose(found.values, expected.values, atol=2e-3)
+    assert waits[0] == waits[1]
