@@ -41,6 +41,7 @@ from pipeline.run import load_run
 from pipeline.tasks import apply, classification
 from pipeline.tasks.classification_task import ClassificationTask
 from pipeline.tasks.frozen_features import _together
+from pipeline.tasks.image_classifier import ImageClassifier
 from pipeline.training import deadline
 from pipeline.training.compute import Compute
 from pipeline.training.engine import _Loop
@@ -440,3 +441,25 @@ def test_a_kernel_on_a_t4_predicts_as_on_a_cpu_and_waits_in_no_batch(two_folds: 
         waits.append(gpu.waits)
         np.testing.assert_allclose(found.values, expected.values, atol=2e-3)
     assert waits[0] == waits[1]
+
+
+def test_a_kernel_whose_batch_does_not_fit_goes_on_with_a_smaller_one(
+    two_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made = make_bundle(gather([two_folds / "folds"]), tmp_path / "dataset", CompetitionFacts())
+    carried = open_bundle(made.folder)
+    competition = apply.read_for(carried.team.first, two_folds / "data")
+    expected = predict_carried(carried, competition, 2, "fp32", math.inf, 1).predictions
+    real = ImageClassifier.logits
+
+    def small(self: ImageClassifier, batch: dict) -> torch.Tensor:
+        if len(batch["row"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(ImageClassifier, "logits", small)
+    capsys.readouterr()
+    with pretended_gpu.pretended_gpu(T4):
+        found = predict_carried(carried, competition, 32, "fp32", math.inf, 1).predictions
+    assert capsys.readouterr().out.count("WARNING: continuing with BATCH_SIZE 2") == 1
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
