@@ -155,17 +155,34 @@ _NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if ha
 # A tensor from a loader process did not arrive: too many open files
 _NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")
 _PATH = re.compile(r"\[Errno \d+\] .*: '(.*)'$", re.MULTILINE)
+# RuntimeErrors of torch about a GPU: CUDA's and its libraries', and Apple's
+_GPU_REFUSALS = (
+    (
+        re.compile("(CUDA|CUDA error:|MPS backend) out of memory|_STATUS_ALLOC_FAILED"),
+        "the GPU has no free memory; end other programs that use it (nvidia-smi lists them), or use a "
+        "smaller --batch-size, --image-size or --backbone",
+    ),
+    (
+        re.compile("no kernel image is available"),
+        "the installed torch was not built for this GPU; on Kaggle choose another accelerator (T4), "
+        "elsewhere install a torch for it, or set CUDA_VISIBLE_DEVICES= (empty) to use the CPU",
+    ),
+)
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
 def system_refusal(error: BaseException | None) -> str | None:
-    """Return the message for a system error in `error` or its causes; None for other errors.
+    """Return the message for an error of system or GPU in `error` or its causes; None for other errors.
 
     torch and safetensors wrap system errors in their own and keep the system's text; torch also wraps those
     of loader processes.
     """
     while error is not None:
         text = str(error)
+        if isinstance(error, RuntimeError):
+            for pattern, refusal in _GPU_REFUSALS:
+                if pattern.search(text):
+                    return f"{refusal}: {text.splitlines()[0]}"
         if isinstance(error, RuntimeError) and _LOADER_DIED.search(text):
             return (
                 "a loader process was killed, usually because there was no free memory; the last state is "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,29 @@ def test_what_the_system_refuses_is_one_line_with_the_path(
         == EXIT_USER
     )
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            r"the GPU has no free memory; .*--batch-size.*: CUDA out of memory. Tried to allocate 2 GiB",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "no free memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "no free memory"),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nhint"),
+            r"the installed torch was not built for this GPU; .*CUDA_VISIBLE_DEVICES.*on the device\n",
+        ),
+    ],
+)
+def test_what_a_gpu_refuses_is_one_line(
+    error: Exception, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raising(error)) == EXIT_USER
+    text = capsys.readouterr().err
+    assert re.match(f"error: .*{says}", text) and text.count("\n") == 1
 
 
 def test_an_error_of_another_kind_keeps_its_traceback() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,13 +29,19 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import inference
 import train
 from pipeline.cleaning import suspects
+from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
+from pipeline.folds.team import gather
+from pipeline.kernel.answer import predict_carried
+from pipeline.kernel.bundle import Options, make_bundle
+from pipeline.kernel.carried import open_bundle
 from pipeline.report import attention
 from pipeline.run import load_run
 from pipeline.tasks import apply, classification
 from pipeline.tasks.classification_task import ClassificationTask
 from pipeline.tasks.frozen_features import _together
+from pipeline.tasks.image_classifier import ImageClassifier
 from pipeline.training import deadline
 from pipeline.training.compute import Compute
 from pipeline.training.engine import _Loop
@@ -388,3 +395,71 @@ def test_gradients_that_overflow_in_every_step_end_the_run(
     words = arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "40")
     with pytest.raises(UserError, match=r"after step 0 overflow in fp16.*--resume changed --precision fp32"):
         train.main([*words, "--lora-rank", "0"])
+
+
+def test_validation_and_features_that_do_not_fit_are_computed_in_smaller_batches(
+    h100: None,
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A frozen backbone stores nothing for a backward pass, so twice the images need twice the memory."""
+    sizes, real = [], ClassificationTask.logits
+
+    def small(self: ClassificationTask, batch: dict) -> torch.Tensor:
+        sizes.append(len(batch["row"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(ClassificationTask, "logits", small)
+    words = arguments(competition, tiny_backbone, tmp_path / "run", "--set", "checkpoint.keep=soup")
+    assert train.main([*words, "--floor"]) == 0
+    printed = capsys.readouterr()
+    told = printed.out + printed.err
+    assert "out of memory: computing the features of 2 images at a time" in told
+    assert told.count("out of memory: validating with 2 rows at a time") == 1
+    assert len(history(tmp_path / "run")) == 2 and max(sizes[-6:]) == 2
+
+
+def test_a_kernel_on_a_t4_predicts_as_on_a_cpu_and_waits_in_no_batch(two_folds: Path, tmp_path: Path) -> None:
+    made = make_bundle(
+        gather([two_folds / "folds"]),
+        tmp_path / "dataset",
+        CompetitionFacts(),
+        options=Options(("crops",)),
+    )
+    carried = open_bundle(made.folder)
+    competition = apply.read_for(carried.team.first, two_folds / "data")
+    expected = predict_carried(carried, competition, 2, "fp32", math.inf, 1).predictions
+    waits = []
+    for size in (1, 5):
+        with pretended_gpu.pretended_gpu(T4) as gpu:
+            found = predict_carried(carried, competition, size, "auto", math.inf, 1).predictions
+        waits.append(gpu.waits)
+        np.testing.assert_allclose(found.values, expected.values, atol=2e-3)
+    assert waits[0] == waits[1]
+
+
+def test_a_kernel_whose_batch_does_not_fit_goes_on_with_a_smaller_one(
+    two_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made = make_bundle(gather([two_folds / "folds"]), tmp_path / "dataset", CompetitionFacts())
+    carried = open_bundle(made.folder)
+    competition = apply.read_for(carried.team.first, two_folds / "data")
+    expected = predict_carried(carried, competition, 2, "fp32", math.inf, 1).predictions
+    real = ImageClassifier.logits
+
+    def small(self: ImageClassifier, batch: dict) -> torch.Tensor:
+        if len(batch["row"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(ImageClassifier, "logits", small)
+    capsys.readouterr()
+    with pretended_gpu.pretended_gpu(T4):
+        found = predict_carried(carried, competition, 32, "fp32", math.inf, 1).predictions
+    assert capsys.readouterr().out.count("WARNING: continuing with BATCH_SIZE 2") == 1
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)

@@ -161,8 +161,9 @@ def _nearest(
     import numpy as np
 
     found = {}
+    known = features[trained]  # a copy
     for number, own in zip(numbers, asked, strict=True):
-        likeness = features[trained] @ features[own]
+        likeness = known @ features[own]
         nearest = np.argsort(-likeness, kind="stable")[:count]
         found[number] = [Neighbour(rows[trained[place]], float(likeness[place])) for place in nearest]
     return found

@@ -172,9 +172,31 @@ def _probe(build: Build, compute: Compute, features: Features, batch_size: int, 
         raise UserError(
             f"{asked}: a linear probe cannot use the features of this backbone: {reason}; leave out {asked}"
         )
-    features.ready(batch_size)
+    while not _made_ready(features, batch_size, compute):
+        batch_size //= 2
     if compute.processes.rank:
         return Probe(
             np.zeros((task.num_outputs, features.width), np.float32), np.zeros(task.num_outputs, np.float32)
         )
     return fit_probe(task.target, features.train.numpy(), [row.label for row in task.train_rows])
+
+
+def _made_ready(features: Features, batch_size: int, compute: Compute) -> bool:
+    """Compute the features, `batch_size` images at a time. Return False if memory for so many ran out.
+
+    Raises:
+        UserError: memory ran out with one image at a time.
+    """
+    import torch
+
+    from pipeline.training.compute import free_unused
+    from pipeline.training.failures import one_image_too_large
+
+    try:
+        return features.ready(batch_size)
+    except torch.OutOfMemoryError as error:
+        if batch_size == 1:
+            raise UserError(one_image_too_large(str(compute.device), error)) from None
+        print(f"  out of memory: computing the features of {batch_size // 2} images at a time")
+    free_unused()
+    return False

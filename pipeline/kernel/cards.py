@@ -23,7 +23,7 @@ from pipeline.folds.parallel import Child, run_children
 from pipeline.folds.views import averaged_logits
 from pipeline.kernel.carried import Carried, open_bundle
 from pipeline.kernel.pace import Pace
-from pipeline.tasks.apply import Computed, compute_rows, read_for
+from pipeline.tasks.apply import BatchTooLarge, Computed, compute_rows, read_for
 from pipeline.training.compute import choose_compute, peak_memory
 
 Clock = Callable[[], float]
@@ -90,6 +90,12 @@ def _apply_here(
 ) -> Output:
     """Apply one model after the other, each with an equal share of the remaining time, to a `share` of the
     batches (`dataset.cut`).
+
+    If the GPU has no memory for a batch, all rows are computed in smaller ones: Kaggle runs a kernel on few
+    rows when it is committed, so that would show only when it is scored.
+
+    Raises:
+        BatchTooLarge: there is no memory, and other processes have batches of this size.
     """
     computed, rates, leaves = [], [], carried.team.leaves
     num_own = sum(map(len, cut(range(len(rows)), batch_size, len(rows), share=share)))
@@ -97,19 +103,20 @@ def _apply_here(
     for number, leaf in enumerate(leaves):
         now = clock()
         until_here = now + (until - now) / (len(leaves) - number)
-        pace = Pace(
-            num_own,
-            until_here,
-            title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""),
-            clock,
-        )
-        wrap = partial(averaged_logits, views=carried.views)
-        computed.append(
-            compute_rows(
-                leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share, carried.engine
-            )
-        )
-        pace.done = int(computed[-1].reached.sum())
+        model = title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else "")
+        wrap, found = partial(averaged_logits, views=carried.views), None
+        while found is None:
+            pace = Pace(num_own, until_here, model, clock)
+            given = leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share
+            try:
+                found = compute_rows(*given, carried.engine)
+            except BatchTooLarge as error:
+                if share != ALL:  # the other processes have batches of this size
+                    raise
+                batch_size = min(batch_size, len(rows)) // 2
+                print(f"WARNING: {error}\nWARNING: continuing with BATCH_SIZE {batch_size}", flush=True)
+        computed.append(found)
+        pace.done = int(found.reached.sum())
         rates.append(pace.rate())
     return Output(computed, rates, peak_memory(choose_compute(precision, carried.engine).device))
 

@@ -97,6 +97,10 @@ def predict(
     return assembled.predictions, assembled.unreadable
 
 
+class BatchTooLarge(UserError):
+    """The device has no memory for a batch of several rows."""
+
+
 @dataclass(frozen=True)
 class Computed:
     """Logits for N rows: `logits` (N, O) float32, NaN in rows that were not `reached` (N,) bool.
@@ -144,7 +148,8 @@ def compute_rows(
     for the same precision and engine.
 
     Raises:
-        UserError: the model cannot be rebuilt, its output is not a number, or the GPU's memory is too small.
+        UserError: the model cannot be rebuilt, its output is not a number, or the GPU's memory is too small
+            (`BatchTooLarge` if a smaller batch may fit).
     """
     import numpy as np
     import torch
@@ -190,7 +195,9 @@ def compute_rows(
             reached=reached,
         )
     except torch.OutOfMemoryError as error:
-        raise UserError(_too_large(run, compute, min(batch_size, len(rows)), error)) from None
+        rows_at_once = min(batch_size, len(rows))
+        kind = BatchTooLarge if rows_at_once > 1 else UserError
+        raise kind(_too_large(run, compute, rows_at_once, error)) from None
     compute.processes.add_up(bad.view(np.uint8))
     if problem := not_finite(logits[reached], compute.precision):
         raise UserError(f"the output of the model in {run.path} is {problem}")

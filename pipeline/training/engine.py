@@ -12,6 +12,7 @@ each, of the same group; see `gradients.py`.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ class _Loop:
     checked_step: int = 0  # the loss was finite up to here
     epoch_started: float = 0.0
     scale: float | None = None  # of the loss, for the next step; 1 without a scaler, None: not read yet
+    most_validated: int = sys.maxsize  # rows at a time, as many as fit in memory
     is_prepared: bool = False
     preparing_seconds: float = 0.0
 
@@ -337,6 +339,20 @@ class _Loop:
             "size does not change"
         )
 
+    def halve_validation(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """Validate with half of `rows` at a time after running out of memory.
+
+        Raises:
+            UserError: even one image at a time needs too much memory.
+            OutOfMemoryError: `error`, with sharded weights: other processes wait in the pass that failed.
+        """
+        if self.processes.shares_out:
+            raise error
+        if rows == 1:
+            raise UserError(one_image_too_large(str(self.compute.device), error)) from None
+        self.most_validated = rows // 2
+        tqdm.write(f"out of memory: validating with {self.most_validated} rows at a time")
+
     def rewind(self) -> None:
         """Go back to the start of the open group and drop its gradients."""
         position = self.position
@@ -406,8 +422,17 @@ class _Loop:
         return EpochReport(metrics, timing, logits, is_best)
 
     def validate(self) -> tuple[np.ndarray, dict[str, float]]:
-        """Return the logits of the validation rows (num_val, O) and their scores as `val_...`."""
-        logits = evaluate(self.task, self.compute, 2 * self.micro_batch_size)
+        """Return the logits of the validation rows (num_val, O) and their scores as `val_...`.
+
+        If memory runs out, fewer rows are computed at a time, now and in later epochs.
+        """
+        logits = None
+        while logits is None:
+            rows = min(2 * self.micro_batch_size, self.most_validated)
+            try:
+                logits = evaluate(self.task, self.compute, rows)
+            except torch.OutOfMemoryError as error:
+                self.halve_validation(rows, error)
         return logits, {f"val_{name}": value for name, value in self.task.scores(logits).items()}
 
     def choose(self, metrics: dict[str, Any]) -> bool:
