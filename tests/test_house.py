@@ -51,7 +51,7 @@ WINGS = {
     ),
     "training": (
         "image_sizes optim memory checkpoint resume processes compute hard_rows losses predict "
-        "sharding features probe keeping position gradients means loop_state failures engine "
+        "sharding features probe keeping position gradients means loop_state failures validating engine "
         "compilation attending estimate deadline advice record"
     ),
     "tasks": (

@@ -12,7 +12,6 @@ each, of the same group; see `gradients.py`.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +41,9 @@ from pipeline.training.loop_state import LoopState
 from pipeline.training.means import Means, Soup, exchanged, greedy_soup
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.position import EpochReport, Position
-from pipeline.training.predict import Task, evaluate
+from pipeline.training.predict import Task
 from pipeline.training.processes import OtherEnded
+from pipeline.training.validating import Validation
 
 NONE = Means()
 # In fp16 the loss is scaled by 65536 at first, and by half as much after each step that overflows. So it is
@@ -160,7 +160,6 @@ class _Loop:
     checked_step: int = 0  # the loss was finite up to here
     epoch_started: float = 0.0
     scale: float | None = None  # of the loss, for the next step; 1 without a scaler, None: not read yet
-    most_validated: int = sys.maxsize  # rows at a time, as many as fit in memory
     is_prepared: bool = False
     preparing_seconds: float = 0.0
 
@@ -169,6 +168,7 @@ class _Loop:
         self.position, self.means, self.gradients = self.kept.position, self.kept.means, self.kept.gradients
         self.optimizer, self.scaler = self.kept.optimizer, self.kept.scaler
         self.trainable = self.kept.trainable
+        self.validation = Validation(self.task, self.compute)
         self.last_save = time.monotonic()
 
     def begin_epoch(self) -> None:
@@ -339,20 +339,6 @@ class _Loop:
             "size does not change"
         )
 
-    def halve_validation(self, rows: int, error: torch.OutOfMemoryError) -> None:
-        """Validate with half of `rows` at a time after running out of memory.
-
-        Raises:
-            UserError: even one image at a time needs too much memory.
-            OutOfMemoryError: `error`, with sharded weights: other processes wait in the pass that failed.
-        """
-        if self.processes.shares_out:
-            raise error
-        if rows == 1:
-            raise UserError(one_image_too_large(str(self.compute.device), error)) from None
-        self.most_validated = rows // 2
-        tqdm.write(f"out of memory: validating with {self.most_validated} rows at a time")
-
     def rewind(self) -> None:
         """Go back to the start of the open group and drop its gradients."""
         position = self.position
@@ -404,7 +390,7 @@ class _Loop:
         }
         self.means.before_validation(metrics["epoch"])
         with self.means.in_place():
-            logits, scores = self.validate() if task.num_val else (None, {})
+            logits, scores = self.validation.run(self.micro_batch_size) if task.num_val else (None, {})
         if logits is not None and not np.isfinite(logits).all():
             raise UserError(nan_logits(self.folder, position.step))
         metrics |= scores
@@ -420,20 +406,6 @@ class _Loop:
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
-
-    def validate(self) -> tuple[np.ndarray, dict[str, float]]:
-        """Return the logits of the validation rows (num_val, O) and their scores as `val_...`.
-
-        If memory runs out, fewer rows are computed at a time, now and in later epochs.
-        """
-        logits = None
-        while logits is None:
-            rows = min(2 * self.micro_batch_size, self.most_validated)
-            try:
-                logits = evaluate(self.task, self.compute, rows)
-            except torch.OutOfMemoryError as error:
-                self.halve_validation(rows, error)
-        return logits, {f"val_{name}": value for name, value in self.task.scores(logits).items()}
 
     def choose(self, metrics: dict[str, Any]) -> bool:
         """Return True if the weights of this epoch are kept. Without validation the last epoch is."""
@@ -463,7 +435,7 @@ class _Loop:
         def scored() -> tuple[np.ndarray, float, dict[str, float]]:
             if self.processes.agree(None, (self.stop_reason is not None,))[0]:
                 raise self.interrupted()
-            logits, scores = self.validate()
+            logits, scores = self.validation.run(self.micro_batch_size)
             return logits, scores[task.best_metric], scores
 
         soup = greedy_soup(self.means, scored, task.higher_is_better, position.best_value)
