@@ -445,7 +445,7 @@ def test_torchrun_told_to_stop_keeps_the_state(
         2,
         "train.py",
         *flags(root, tiny_backbone, output.name),
-        *"--epochs 10000 --set checkpoint.every_minutes=0.001".split(),
+        *"--epochs 10000 --set checkpoint.every_minutes=0.001 --set compile=false".split(),
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)
@@ -501,7 +501,7 @@ def test_without_torchrun_its_processes_end(root: Path, tiny_backbone: Path) -> 
         2,
         "train.py",
         *flags(root, tiny_backbone, output.name),
-        *"--epochs 10000 --set checkpoint.every_minutes=0.001".split(),
+        *"--epochs 10000 --set checkpoint.every_minutes=0.001 --set compile=false".split(),
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)

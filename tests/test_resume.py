@@ -493,7 +493,7 @@ def test_sigint_in_a_process_exits_130_with_the_state(
     output = tmp_path / "run"
     long_run = [
         *flags(whole / "data", tiny_backbone, output),
-        *"--epochs 100000 --set checkpoint.every_minutes=0.001".split(),
+        *"--epochs 100000 --set checkpoint.every_minutes=0.001 --set compile=false".split(),
     ]
     process = run_in_a_process(long_run)
     wait_for_state(output, process)

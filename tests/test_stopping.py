@@ -30,7 +30,9 @@ def in_a_terminal() -> Iterator[None]:
 
 
 def long_run(competition: Path, backbone: Path, output: Path) -> list[str]:
-    more = ["--epochs", "100000", "--set", "checkpoint.every_minutes=0.001", "--set", "data.workers=2"]
+    # So long a run would try torch.compile
+    keys = ("checkpoint.every_minutes=0.001", "data.workers=2", "compile=false")
+    more = ["--epochs", "100000", *(word for key in keys for word in ("--set", key))]
     return [sys.executable, "train.py", *flags(competition, backbone, output), *more]
 
 
