@@ -27,7 +27,7 @@ import train  # noqa: E402
 from pipeline import files  # noqa: E402
 from pipeline.report import page  # noqa: E402
 from pipeline.tasks import registry  # noqa: E402, F401
-from pipeline.training import compute, engine, record  # noqa: E402, F401
+from pipeline.training import compute, record, validating  # noqa: E402, F401
 
 FLAGS = "--epochs 3 --batch-size 2 --accumulation-steps 3 --lr 0.01 --precision fp32".split()
 FLAGS += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "data.workers=2"]
@@ -70,7 +70,7 @@ def arm(moment: str, draw: random.Random, seconds: float) -> None:
 
         torch.save = half
     elif moment == "validation":
-        at_call(engine, "evaluate", draw.randrange(3), before=draw.random() < 0.5)
+        at_call(validating, "evaluate", draw.randrange(3), before=draw.random() < 0.5)
     elif moment == "after the end":
         at_call(page, "build_report", 0, before=draw.random() < 0.5)
     else:

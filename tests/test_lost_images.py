@@ -14,7 +14,7 @@ from test_vqa import arguments, make_questions, recipe
 
 import train
 from pipeline.errors import EXIT_USER, run_command
-from pipeline.training import compute, engine
+from pipeline.training import compute, validating
 
 
 def lose_at_batch(monkeypatch: pytest.MonkeyPatch, number: int, folder: Path) -> None:
@@ -30,13 +30,13 @@ def lose_at_batch(monkeypatch: pytest.MonkeyPatch, number: int, folder: Path) ->
 
 
 def lose_before_validation(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    original = engine.evaluate
+    original = validating.evaluate
 
     def evaluate(*args: object) -> object:
         os.rename(folder, folder.with_name("away"))
         return original(*args)
 
-    monkeypatch.setattr(engine, "evaluate", evaluate)
+    monkeypatch.setattr(validating, "evaluate", evaluate)
 
 
 @pytest.mark.parametrize("moment", [2, 8, "validation"])

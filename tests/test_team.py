@@ -149,10 +149,11 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
         changed.loc["t000"], first.loc["t000"]
     )
     weights = run / "model_lora/adapter_model.safetensors"
-    shutil.copy2(weights, tmp_path / "kept")
     shutil.rmtree(run)
     shutil.copytree(runs / "other", run)
-    shutil.copy2(run / "test.npy", tmp_path / "test.npy")
+    predict(runs, tmp_path / "again.csv", run)
+    assert (run / "test.npy").exists()
+    capsys.readouterr()
     from safetensors.torch import load_file, save_file
 
     save_file(
