@@ -82,19 +82,23 @@ def test_the_step_is_the_same_without_a_break(name: str, lora: bool, half: torch
         )
 
 
-@pytest.mark.usefixtures("without_code_generator")
-def test_all_blocks_share_a_graph_and_other_batches_and_prediction_use_none() -> None:
-    """The first block has a graph of its own: its input needs no gradient."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BeitConfig(**shape, image_size=32, patch_size=8, num_labels=5, drop_path_rate=0.3)
-    model = attach(BeitForImageClassification(config), 4, 8, 0.0, ("query", "key")).train()
+def assert_blocks_share_a_graph(model: nn.Module, count: int) -> None:
+    """And compute the same step. The first block has a graph of its own: its input needs no gradient."""
     expected_logits, expected = step(model, None)
-    assert compile_blocks(model, len(LABELS)) == 12
+    assert compile_blocks(model, len(LABELS)) == count
     logits, grads = step(model, None)
     assert counters["stats"]["unique_graphs"] == 2
     torch.testing.assert_close(logits, expected_logits)
     torch.testing.assert_close(grads, expected)
+
+
+@pytest.mark.usefixtures("without_code_generator")
+def test_all_blocks_share_a_graph_and_other_batches_and_prediction_use_none() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BeitConfig(**shape, image_size=32, patch_size=8, num_labels=5, drop_path_rate=0.3)
+    model = attach(BeitForImageClassification(config), 4, 8, 0.0, ("query", "key")).train()
+    assert_blocks_share_a_graph(model, 12)
     model(pixel_values=PIXELS[:4])
     model.eval()
     with torch.no_grad():
@@ -112,12 +116,7 @@ def test_blocks_of_timm_share_a_graph_too() -> None:
     shape = {"img_size": 32, "patch_size": 8, "depth": 6, "embed_dim": 32, "num_heads": 2}
     config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=shape, num_labels=5)
     model = attach(TimmWrapperForImageClassification(config), 4, 8, 0.1, ("fc1",)).train()
-    expected_logits, expected = step(model, None)
-    assert compile_blocks(model, len(LABELS)) == 6
-    logits, grads = step(model, None)
-    assert counters["stats"]["unique_graphs"] == 2
-    torch.testing.assert_close(logits, expected_logits)
-    torch.testing.assert_close(grads, expected)
+    assert_blocks_share_a_graph(model, 6)
 
 
 @pytest.mark.slow  # half a minute of compiling

@@ -102,12 +102,13 @@ def announce(
         f"{recipe.effective_batch_size} {task.rows_are} ({micro_batch_size} at a time); {schedule['name']} "
         f"learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
-    fitting = largest_micro_batch(memory, compute.device, share)
-    if compute.device.type == "cuda" and session.resumed_run is None and fitting >= 2 * micro_batch_size:
-        print(
-            f"  {fitting} {task.rows_are} fit in memory at a time: with --batch-size auto steps stay the "
-            "same, and a fast GPU waits less for Python"
-        )
+    if compute.device.type == "cuda" and session.resumed_run is None:
+        fitting = largest_micro_batch(memory, compute.device, share)
+        if fitting >= 2 * micro_batch_size:
+            print(
+                f"  {fitting} {task.rows_are} fit in memory at a time: with --batch-size auto steps stay the "
+                "same, and a fast GPU waits less for Python"
+            )
     if (epochs := epochs_of(schedule)) > recipe.epochs:
         print(
             f"  {epochs} epochs instead of {recipe.epochs}, because schedule.min_steps is "

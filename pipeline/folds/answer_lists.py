@@ -13,9 +13,8 @@ from pipeline.wording import counted, quoted
 
 # Of `data`: what decides the list of answers, beside the seed and the questions
 DECIDING = ("image_fraction", "top_answers", "other_answers", "val_fraction", "split_by")
-BEFORE_SPLIT = (
-    "drop"  # of other_answers: they are counted before the split, so neither split nor seed matters
-)
+# Of other_answers: they are counted before the split, so neither split nor seed matters
+BEFORE_SPLIT = "drop"
 
 
 def answers_differ(run: Run, first: Run) -> str:

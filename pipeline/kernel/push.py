@@ -138,10 +138,8 @@ def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sl
             line.close()
         try:
             _check_unchanged(bundle, f"{names.dataset} may hold a mixture, and no kernel uses it")
-        except UserError:
-            stages.note(
-                "dataset", ref=names.dataset, of="", state="sent", time=_now()
-            )  # sent again next time
+        except UserError:  # sent again next time
+            stages.note("dataset", ref=names.dataset, of="", state="sent", time=_now())
             raise
         print(
             f"dataset    {names.dataset}: sent, private{'' if status is None else ', as a new version'}",
