@@ -242,6 +242,9 @@ def built_for(run: Run, num_outputs: int, compute: Compute) -> Predictor:
         raise UserError(_too_large(run, compute, 0, error)) from None
 
 
+_made: list[bool] = []  # not empty once `ready` has built a model
+
+
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     """Return the rebuilt model on its device, or computed by OpenVINO; models before it are freed.
 
@@ -255,8 +258,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     from pipeline.training.compute import free_unused
 
     check_engine(run, compute.engine)
-    free_unused()  # the model before this one
+    if _made:  # the first model need not wait for a search of all objects, which takes 0.2 s
+        free_unused()
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
+    _made.append(True)
     if compute.engine == INT8:
         from pipeline.tasks.quantized import load
 
