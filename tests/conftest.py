@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 from pathlib import Path
@@ -35,6 +36,31 @@ LONG_FILES = ("kernel", "resume", "folds", "processes", "competitions", "team", 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [f"test_{name}.py" for name in LONG_FILES]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+# A garbage collection looks at every object. Those of pytest and of the imported modules stay to the end, so
+# none needs to look at them: https://docs.python.org/3/library/gc.html#gc.freeze
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # otherwise OpenVINO reports its objects as leaks when Python ends
+
+
+# Files whose tests look into figures. In all others figures are white: drawing takes half of a tiny run.
+LOOK_AT_FIGURES = ("ablation", "attention", "look", "pages", "report")
+
+
+@pytest.fixture(autouse=True)
+def _white_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.stem.removeprefix("test_") not in LOOK_AT_FIGURES:
+        monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", _save_white)
+
+
+def _save_white(canvas: object, path: Path) -> None:
+    Image.new("RGB", canvas.get_width_height(), "white").save(path, format="PNG")
 
 
 def colour_patch(
