@@ -80,12 +80,12 @@ def fuse_frozen(model: nn.Module) -> None:
     pass.
     """
     for module in model.modules():
-        if _is_held_linear(module):
+        if is_held_linear(module):
             module.forward = MethodType(_frozen_linear, module)
         elif (
             type(module).__name__ in PLAIN_MLP
             and getattr(module.activation_fn, "act", None) is nn.functional.gelu
-            and _is_held_linear(module.fc1)
+            and is_held_linear(module.fc1)
         ):
             module.forward = MethodType(_frozen_mlp, module)
 
@@ -240,13 +240,13 @@ def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _kept_dtype(x: torch.Tensor) -> torch.dtype | None:
+def kept_dtype(x: torch.Tensor) -> torch.dtype | None:
     """Return the half precision in which a rewrite stores tensors; None where torch's own layer runs."""
     return None if torch.compiler.is_compiling() else _autocast_dtype(x)
 
 
 def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    dtype = _kept_dtype(x)
+    dtype = kept_dtype(x)
     if dtype is None:
         return nn.LayerNorm.forward(module, x)
     if not torch.is_grad_enabled():
@@ -255,17 +255,17 @@ def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return type(module).forward(module, x) if _kept_dtype(x) is None else Gelu.apply(x)
+    return type(module).forward(module, x) if kept_dtype(x) is None else Gelu.apply(x)
 
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    dtype = _kept_dtype(x)
+    dtype = kept_dtype(x)
     if dtype is None:
         return nn.Linear.forward(module, x)
     return Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
 
 
-def _is_held_linear(module: nn.Module) -> bool:
+def is_held_linear(module: nn.Module) -> bool:
     """Return True if the layer's weight and bias are frozen and in half precision."""
     return type(module) is nn.Linear and not any(
         weight.requires_grad or weight.dtype == torch.float32 for weight in module.parameters(recurse=False)
@@ -274,7 +274,7 @@ def _is_held_linear(module: nn.Module) -> bool:
 
 def _fusable(x: torch.Tensor) -> torch.Tensor | None:
     """Return `x` in half precision if oneDNN's operator takes it; None where torch's own layer runs."""
-    dtype = _kept_dtype(x)
+    dtype = kept_dtype(x)
     return x.to(dtype) if dtype is not None and onednn.fuses(x.device, dtype) else None
 
 
@@ -282,15 +282,21 @@ def _frozen_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     half = _fusable(x)
     if half is None:
         return nn.Linear.forward(module, x)
-    compute = FrozenLinear.apply if torch.is_grad_enabled() else onednn.linear
-    return compute(half, module.weight, module.bias)
+    if torch.is_grad_enabled():
+        return FrozenLinear.apply(half, module.weight, module.bias)
+    return onednn.linear(half, _for_products(module), module.bias)
+
+
+def _for_products(module: nn.Module) -> torch.Tensor:
+    """Return the layer's weight, in oneDNN's layout if it is stored in that too (`cpu_prediction`)."""
+    return module.packed if hasattr(module, "packed") else module.weight
 
 
 def _frozen_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     half = None if torch.is_grad_enabled() else _fusable(x)
     if half is None:
         return type(module).forward(module, x)
-    return module.fc2(onednn.linear(half, module.fc1.weight, module.fc1.bias, gelu=True))
+    return module.fc2(onednn.linear(half, _for_products(module.fc1), module.fc1.bias, gelu=True))
 
 
 def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -303,7 +309,7 @@ def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
 
     peft itself copies x to float32 and stores the copy, once for each adapter.
     """
-    dtype, base = _kept_dtype(x), module.base_layer
+    dtype, base = kept_dtype(x), module.base_layer
     plain = type(base) is nn.Linear and not base.weight.requires_grad
     if (
         dtype is None
@@ -336,7 +342,7 @@ def _attend(
 
     torch would store them there.
     """
-    dtype = _kept_dtype(query)
+    dtype = kept_dtype(query)
     needs_own = (
         dtype is not None
         and query.device.type == "cpu"
@@ -360,7 +366,7 @@ def _attend_by_products(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Run attention by products where possible; see `attend_by_products`."""
-    dtype = _kept_dtype(query)
+    dtype = kept_dtype(query)
     is_additive = attention_mask is None or attention_mask.is_floating_point()
     if (
         dtype is None

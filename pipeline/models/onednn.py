@@ -18,8 +18,8 @@ def linear(
 ) -> torch.Tensor:
     """Return `x @ weight.T + bias` (..., out), or the exact GELU of it, in the dtype of x (..., in).
 
-    `weight` (out, in) and `bias` (out,) have the dtype of x. Without GELU the result has the bits of
-    `F.linear`. With GELU it is rounded once, where torch rounds twice. There is no gradient.
+    `weight` (out, in), which may be `packed`, and `bias` (out,) have the dtype of x. Without GELU the result
+    has the bits of `F.linear`. With GELU it is rounded once, where torch rounds twice. There is no gradient.
     """
     if fuses(x.device, x.dtype):
         return torch.ops.mkldnn._linear_pointwise(
@@ -27,6 +27,14 @@ def linear(
         )
     output = F.linear(x, weight, bias)
     return F.gelu(output) if gelu else output
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """Return `weight` (out, in) in the layout that oneDNN's products read, which only `linear` takes.
+
+    `fuses` is true for it. Products of several rows have the same bits with it.
+    """
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
 def fuses(device: torch.device, dtype: torch.dtype) -> bool:

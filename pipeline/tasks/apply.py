@@ -253,6 +253,7 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     Raises:
         UserError: the model cannot be rebuilt, or the engine of `compute` cannot run it.
     """
+    from pipeline.models.cpu_prediction import attend_in_pieces, pack_frozen
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import free_unused
@@ -276,6 +277,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     if compute.half is not None:
         use_half_weights(predictor.model, compute.half)
     predictor.model.to(compute.device)
+    if compute.device.type == "cpu" and compute.half is not None:
+        pack_frozen(predictor.model)
+        if run.task == "classification":
+            attend_in_pieces(predictor.model)
     return predictor
 
 

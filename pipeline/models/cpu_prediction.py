@@ -1,0 +1,113 @@
+"""Prediction in bfloat16 on a CPU in less time: weights in oneDNN's layout, attention in pieces.
+
+Both are used where `onednn.fuses` says that the machine can, and never while a gradient is computed. They
+are not tried first, as training's ways of attention are (`pipeline.training.attending`): the same run must
+predict the same bytes every time, so no clock may decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from pipeline.models import onednn
+from pipeline.models.half_weights import BY_PRODUCTS, is_held_linear, kept_dtype
+
+IN_PIECES = "pieces"  # the name under which transformers finds our attention function
+PIECE_BYTES = 2_000_000  # scores of a piece: they stay in the cache of a core
+
+
+def pack_frozen(model: nn.Module) -> int:
+    """Store the weights of frozen layers also in the layout of oneDNN's products.
+
+    Return the number of layers. Otherwise each product copies its weights into that layout first. It takes as
+    much memory again as these weights.
+    """
+    packed = 0
+    for module in model.modules():
+        if is_held_linear(module) and onednn.fuses(module.weight.device, module.weight.dtype):
+            module.packed = onednn.packed(module.weight)
+            packed += 1
+    return packed
+
+
+def attend_in_pieces(model: nn.Module) -> int:
+    """Compute attention in pieces (`attention`) where torch's fused kernel was used; return the number of
+    configs changed.
+
+    Not for text models: transformers makes no padding mask for an attention function that it does not know.
+    """
+    AttentionInterface.register(IN_PIECES, _attend_in_pieces)
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    changed = [
+        config
+        for config in configs.values()
+        if getattr(config, "model_type", None) != "timm_wrapper"  # timm has its own attention
+        and getattr(config, "_attn_implementation", None) in BY_PRODUCTS
+    ]
+    for config in changed:
+        config._attn_implementation = IN_PIECES
+    return len(changed)
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Return softmax(query key.T * scale + bias) value, (B, heads, tokens, width) as `query`, without a
+    gradient.
+
+    All are of one dtype. `bias`: (1, heads, tokens, tokens). The scores of a few images, or of a few heads of
+    one image, are computed at a time, so that softmax and the second product find them in the cache.
+    """
+    images, heads, tokens, _ = query.shape
+    query, key, value = (part.contiguous() for part in (query * scale, key, value))
+    output = torch.empty_like(value)
+    fitting = max(1, PIECE_BYTES // (tokens * tokens * query.element_size()))
+    some_heads, some_images = min(heads, fitting), max(1, fitting // heads)
+    for image in range(0, images, some_images):
+        for head in range(0, heads, some_heads):
+            piece = slice(image, image + some_images), slice(head, head + some_heads)
+            scores = torch.bmm(_matrices(query[piece]), _matrices(key[piece]).mT)
+            if bias is not None:
+                of_heads = bias[:, piece[1]]
+                scores.view(-1, *of_heads.shape[1:]).add_(of_heads)
+            torch.bmm(scores.softmax(-1), _matrices(value[piece]), out=_matrices(output[piece]))
+    return output
+
+
+def _matrices(part: torch.Tensor) -> torch.Tensor:
+    """Return a view of `part` (images, heads, tokens, width): all images with all heads, or one image."""
+    return part.view(-1, *part.shape[2:])
+
+
+def _attend_in_pieces(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run `attention` where possible, otherwise transformers' sdpa."""
+    dtype, bias = kept_dtype(query), attention_mask
+    possible = (
+        dtype is not None
+        and onednn.fuses(query.device, dtype)
+        and not torch.is_grad_enabled()
+        and not kwargs.get("dropout")
+        and query.shape == key.shape
+        and (bias is None or (bias.is_floating_point() and bias.shape == (1, *_scores_shape(query))))
+    )
+    if not possible:
+        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    bias = None if bias is None else bias.to(dtype)
+    output = attention(*(part.to(dtype) for part in (query, key, value)), bias, scale)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _scores_shape(query: torch.Tensor) -> tuple[int, int, int]:
+    return query.shape[1], query.shape[2], query.shape[2]
