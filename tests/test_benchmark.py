@@ -78,10 +78,17 @@ def test_losses_are_compared_from_the_first_weights_though_later_rounds_train_on
 
 
 @pytest.mark.parametrize(
-    "name", ["trainer_documented", "pipeline_documented", "pipeline_best", "ours_by_openvino"]
+    ("name", "needs"),
+    [
+        ("trainer_documented", "accelerate"),
+        ("pipeline_documented", "transformers"),
+        ("pipeline_best", "transformers"),
+        ("ours_plain", "transformers"),
+        ("ours_by_openvino", "openvino"),
+    ],
 )
-def test_the_peers_give_our_answers(work: Work, name: str) -> None:
-    pytest.importorskip({"t": "accelerate", "o": "openvino"}.get(name[0], "transformers"))
+def test_the_peers_give_our_answers(work: Work, name: str, needs: str) -> None:
+    pytest.importorskip(needs)
     peer = load_peer(f"tests.benchmarks.peers:{name}")
     ours = {"training": our_training, "inference": our_inference}[peer.kind]
     expected, found = np.asarray(ours(work)()), np.asarray(peer(work)())

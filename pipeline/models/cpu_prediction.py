@@ -63,7 +63,9 @@ def attention(
     one image, are computed at a time, so that softmax and the second product find them in the cache.
     """
     images, heads, tokens, _ = query.shape
-    query, key, value = (part.contiguous() for part in (query * scale, key, value))
+    # Scaled and brought into one piece of memory in one pass
+    query = torch.mul(query, scale, out=query.new_empty(query.shape))
+    key, value = key.contiguous(), value.contiguous()
     output = torch.empty_like(value)
     fitting = max(1, PIECE_BYTES // (tokens * tokens * query.element_size()))
     some_heads, some_images = min(heads, fitting), max(1, fitting // heads)

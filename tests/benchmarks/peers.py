@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -119,6 +120,14 @@ def pipeline_documented(work: Work) -> Callable[[], np.ndarray]:
 @titled("inference", "pipeline, best: batched, half precision where the machine has it")
 def pipeline_best(work: Work) -> Callable[[], np.ndarray]:
     return _pipeline(work, dtype=HALF.get(work.precision), batch_size=work.batch_size)
+
+
+@titled("inference", "ours, with plain weights and torch's attention")
+def ours_plain(work: Work) -> Callable[[], np.ndarray]:
+    """Without what `pipeline.models.cpu_prediction` does on a CPU in bfloat16."""
+    prediction = "pipeline.models.cpu_prediction"
+    with patch(f"{prediction}.pack_frozen"), patch(f"{prediction}.attend_in_pieces"):
+        return our_inference(work)
 
 
 @titled("inference", "ours, --engine openvino")
