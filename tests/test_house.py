@@ -338,6 +338,20 @@ def test_the_flags_of_train_are_frozen() -> None:
     }
 
 
+def test_lines_of_prose_have_at_most_110_characters() -> None:
+    others = ("pipeline/recipes/PLAN.md", ".github/CHANGELOG.md", "data/README.md")
+    pages = [*PAGES, *(ROOT / page for page in others)]
+    long = []
+    for page in pages:
+        if "fixtures" in page.parts:  # a model card that PEFT wrote
+            continue
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        long += [
+            f"{page}: {line}" for line in prose.splitlines() if len(line) > 110 and not line.startswith("|")
+        ]
+    assert not long
+
+
 def test_commands_of_help_texts_and_items_of_lists_begin_their_lines() -> None:
     """A text that was wrapped anew must not run a command or an item of a numbered list into the sentence
     before it.

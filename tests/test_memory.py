@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +18,27 @@ from torch.utils._pytree import tree_leaves
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
+    BertConfig,
+    BertModel,
     Swinv2Config,
     Swinv2ForImageClassification,
     ViTConfig,
     ViTForImageClassification,
+    ViTModel,
 )
 
-from pipeline.config import load_recipe
+from pipeline.config import RECIPES_DIR, load_recipe
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.models.half_weights import cache_frozen_bias, checkpoint_layers, use_half_weights
+from pipeline.models.fusion import fuse
+from pipeline.models.half_weights import cache_frozen_bias, checkpoint_layers, keep_less, use_half_weights
 from pipeline.models.lora import attach
+from pipeline.tasks.question_predictor import VqaPredictor, account_vqa
 from pipeline.training import estimate
+from pipeline.training.compute import Compute
 from pipeline.training.memory import Memory, account
 
+ROOT = Path(__file__).parents[1]
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -203,35 +213,60 @@ def test_a_real_step_has_its_peak_where_the_account_says(checkpointed: bool) -> 
     assert counted < living.peak < (1.7 if checkpointed else 1.3) * counted
 
 
-def test_beit_large_at_384_px_in_bfloat16() -> None:
-    """LoRA: batch 8 in 3.5 GB and 32 in 11 GB, with checkpointing 8 in 1.5 GB. Full fine-tuning: batch 2 in
-    5.9 GB. The recipe `beit-large-384-lora-ours`: 32 in 10.25 GB.
-    """
+def printed_table(page: str, first_line: str) -> list[list[str]]:
+    """Cells of the rows of a page's table, without its first line and the line below it."""
+    lines = (ROOT / page).read_text(encoding="utf-8").partition(f"{first_line}\n")[2].splitlines()[1:]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_table_of_beit_large_at_384_px_in_bfloat16_is_what_is_counted() -> None:
+    """The table of pipeline/recipes/README.md; the front page and head comments of recipes quote it."""
     from test_lora import beit_large
 
-    counted = {}
     ours = load_recipe("beit-large-384-lora-ours").lora
-    for lora, checkpointed in ((True, False), (True, True), (False, False), ("ours", False)):
+    counted = []
+    for trains in ("query + key", "all six roles", "full fine-tuning", "the head alone"):
         with torch.device("meta"):
             model: nn.Module = beit_large(200).train()
-            if lora:
-                model = attach(
-                    model,
-                    16,
-                    16,
-                    *((ours.dropout, ours.targets) if lora == "ours" else (0.1, ("query", "key"))),
-                )
-                cache_frozen_bias(model)
+            if trains == "query + key":
+                model = attach(model, 16, 16, 0.1, ("query", "key"))
+            elif trains == "all six roles":
+                model = attach(model, ours.rank, ours.alpha, ours.dropout, ours.targets)
+            elif trains == "the head alone":
+                model.requires_grad_(False).classifier.requires_grad_(True)
+            cache_frozen_bias(model)
             use_half_weights(model, torch.bfloat16)
-        checkpoint_layers(model, checkpointed)
-        counted[lora, checkpointed] = account(
-            model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw"
-        )
-    assert counted[True, False].total(8) < 3.5e9 and counted[True, False].total(32) < 11e9
-    assert counted[True, True].total(8) < 1.5e9
-    assert counted[False, False].total(2) < 5.9e9
-    # As the head comment of the recipe says.
-    assert counted["ours", False].total(8) < 3.35e9 and counted["ours", False].total(32) < 10.25e9
+        for checkpointed in (False, True) if trains in ("query + key", "full fine-tuning") else (False,):
+            checkpoint_layers(model, checkpointed)
+            memory = account(model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw")
+            counted.append([f"{memory.total(size) / 1e9:.1f}" for size in (1, 2, 8, 16, 32)])
+    printed = printed_table("pipeline/recipes/README.md", "| images per micro-batch | 1 | 2 | 8 | 16 | 32 |")
+    assert counted == [row[1:] for row in printed]
+
+
+def test_the_memory_of_questions_with_bert_and_vit_in_bfloat16_is_what_is_counted() -> None:
+    """As pipeline/tasks/README.md and the head comment of the recipe say."""
+    numbers: list[str] = []
+    for name in ("vqa-bert-vit-lora-r64", "vqa-bert-vit"):
+        recipe = load_recipe(name)
+        with torch.device("meta"):
+            encoders = BertModel(BertConfig()), ViTModel(ViTConfig())
+            lora = recipe.lora if recipe.lora.rank else None
+            fused = fuse(*encoders, None, Preprocessing(224, 224), 1000, recipe.head, lora)
+        keep_less(fused.model.train())
+        compute = Compute(torch.device("cpu"), "bf16")
+        memory = account_vqa(VqaPredictor(fused), 24, compute, "adamw", recipe)
+        if lora:
+            numbers += [f"{memory.total(size) / 1e9:.1f} GB" for size in (2, 32, 64, 128)]
+        room = 12e9 - estimate.OVERHEAD_BYTES["cuda"] - memory.total(0)
+        numbers += [str(int(room // (memory.total(1) - memory.total(0))))]
+    page = " ".join((ROOT / "pipeline/tasks/README.md").read_text(encoding="utf-8").split())
+    few, more, own, most, fit, fit_in_full = numbers
+    assert f"takes {few} at batch 2, {more} at 32, {own} at its own 64 and {most} at 128. {fit} fit" in page
+    assert f"with full fine-tuning, {fit_in_full} fit." in page
+    head = (RECIPES_DIR / "vqa-bert-vit-lora-r64.yaml").read_text(encoding="utf-8")
+    assert f"{own} at batch 64, {most} at 128, and {fit} are the most" in head
 
 
 def test_lora_keeps_far_less_than_full_fine_tuning() -> None:
