@@ -122,7 +122,7 @@ attention: $(SETUP)  ## show where models look in an image, side by side (IMAGES
 bench: $(BENCH)  ## measure speed, compared with other libraries; one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
 	$(PYTHON) -m pipeline.benchmarks.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))
 
-test: $(TESTS)  ## set up and run every quick test (6.5 to 17 minutes on two cores)
+test: $(TESTS)  ## set up and run every quick test (about nine minutes on two cores)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

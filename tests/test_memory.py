@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -240,9 +241,10 @@ def test_the_table_of_beit_large_at_384_px_in_bfloat16_is_what_is_counted() -> N
         for checkpointed in (False, True) if trains in ("query + key", "full fine-tuning") else (False,):
             checkpoint_layers(model, checkpointed)
             memory = account(model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw")
-            counted.append([f"{memory.total(size) / 1e9:.1f}" for size in (1, 2, 8, 16, 32)])
+            counted.append([memory.total(size) / 1e9 for size in (1, 2, 8, 16, 32)])
     printed = printed_table("pipeline/recipes/README.md", "| images per micro-batch | 1 | 2 | 8 | 16 | 32 |")
-    assert counted == [row[1:] for row in printed]
+    # Printed with one digit; another version of torch may store a little more or less
+    assert np.allclose(counted, [[float(cell) for cell in row[1:]] for row in printed], rtol=0.01, atol=0.05)
 
 
 def test_the_memory_of_questions_with_bert_and_vit_in_bfloat16_is_what_is_counted() -> None:
