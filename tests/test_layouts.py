@@ -1109,29 +1109,82 @@ def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):
     )
 
 
+def wells(root):
+    """Two plates a part, two sites a well; ids of plate and well, which no file name holds."""
+    for part, letter in (("train", "x"), ("test", "y")):
+        touch(
+            root,
+            *(
+                f"{part}/Plate{plate}/B0{well}_s{site}.png"
+                for plate in "12"
+                for well in "1234"
+                for site in "12"
+            ),
+        )
+        ids = [
+            (f"{letter}_{plate}_B0{well}", plate, f"B0{well}", (int(well) + int(plate)) % 3)
+            for plate in "12"
+            for well in "1234"
+        ]
+        label = ",sirna" if part == "train" else ""
+        rows = "".join(",".join(map(str, row if label else row[:3])) + "\n" for row in ids)
+        write(root, **{part: f"id_code,plate,well{label}\n{rows}"})
+    return write(root, sample_submission="id_code,sirna\n" + "".join(f"{row[0]},0\n" for row in ids))
+
+
 def test_wells_and_plates_are_no_labels_of_one_image(tmp_path):
-    touch(
-        tmp_path,
-        *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"),
-    )
-    touch(tmp_path, *(f"test/Plate{plate}/B0{well}_s1.png" for plate in "12" for well in "12"))
+    message = refusal(wells(tmp_path))
+    assert "no id leads to an image" in message or "no image for any" in message
+    assert "data.id_column" in message
+    assert "add images.csv with the columns id_code,image" in message
+
+
+def test_ids_that_no_column_leads_to_images_are_read_through_an_added_table(tmp_path):
+    wells(tmp_path)
     rows = "".join(
-        f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n"
+        f"{letter}_{plate}_B0{well},{part}/Plate{plate}/B0{well}_s{site}.png\n"
+        for part, letter in (("train", "x"), ("test", "y"))
         for plate in "12"
         for well in "1234"
+        for site in "12"
     )
-    write(tmp_path, train=f"id_code,plate,well,sirna\n{rows}")
+    write(tmp_path, images=f"id_code,image\n{rows}")
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert labels(competition)["x_2_B01"] == "0" and len(competition.train) == 16
+    assert [str(row.path.relative_to(tmp_path)) for row in competition.test if row.id == "y_2_B03"] == [
+        "test/Plate2/B03_s1.png",
+        "test/Plate2/B03_s2.png",
+    ]
+    assert competition.form.kind == "label" and len(competition.form.ids) == 8
+
+
+def test_a_folder_that_many_ids_share_tells_no_images(tmp_path):
+    names = [f"{exp}_{well}" for exp in "ab" for well in ("B1", "B2", "B3")]
+    touch(tmp_path, *(f"test/{name[0]}/p/{name[2:]}_s1.png" for name in names))
+    write(tmp_path, test="id,exp,well\n" + "".join(f"{name},{name[0]},{name[2:]}\n" for name in names))
+    write(tmp_path, sample_submission="id,kind\n" + "".join(f"{name},7\n" for name in names))
+    with pytest.raises(UserError) as caught:
+        read_layout(tmp_path, need="test", known=(multiclass(("7", "9")), "accuracy"))
+    assert_says(str(caught.value), "6 ids without an image", "'a_B1'")
+
+
+def test_rows_that_ask_different_things_about_an_image_never_get_one_answer(tmp_path):
+    ids = [(f"T{number}_{kind}", f"T{number}", kind) for number in range(4) for kind in ("root", "vowel")]
+    touch(tmp_path, *(f"train/{number}.png" for number in range(8)), *(f"test/T{n}.png" for n in range(4)))
     write(
         tmp_path,
-        test="id_code,plate,well\n"
-        + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"),
+        train="image_id,root,vowel\n"
+        + "".join(f"{number},{number % 4},{number % 3}\n" for number in range(8)),
+        test="row_id,image_id,component\n" + "".join(",".join(row) + "\n" for row in ids),
+        sample_submission="row_id,target\n" + "".join(f"{row[0]},0\n" for row in ids),
     )
-    write(
-        tmp_path,
-        sample_submission="id_code,sirna\n"
-        + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"),
-    )
-    assert "data.id_column" in refusal(tmp_path)
+    asked = Asked(metric="accuracy", kind="multiclass")
+    message = refusal(tmp_path, label_column="root", asked=asked)
+    assert_says(message, "rows 2, 3", "'T0_root', 'T0_vowel' all mean 'test/T0.png'", "same prediction")
+    # the way that the message shows
+    write(tmp_path, sample_submission="row_id,target\n" + "".join(f"{row[0]},0\n" for row in ids[::2]))
+    form = read_layout(tmp_path, label_column="root", asked=asked).form
+    assert form.ids == ("T0_root", "T1_root", "T2_root", "T3_root")
 
 
 def test_labels_of_what_another_table_leads_to_images(tmp_path):

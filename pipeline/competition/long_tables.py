@@ -88,7 +88,8 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
     other tables.
 
     One column must have the name of the sample submission's value column. Another column must hold the labels
-    that tell the rows of an image apart, and the sample's rows must be about these labels.
+    that tell the rows of an image apart, and the sample's rows must be about these labels. Most images must
+    have several rows.
     """
     if (
         len(wanted.columns) != 1
@@ -97,6 +98,8 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
     ):
         return None
     value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
+    if len(set(ids)) * 2 > len(ids):
+        return None
     for name in table.columns:
         labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
         names = list(dict.fromkeys(labels))

@@ -350,4 +350,23 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
         problems = []
         if missing:
             problems = [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"]
+        problems += _alike_rows(table, ids, resolved)
     raise_all(problems, f"{table.path} and the test images do not fit:")
+
+
+def _alike_rows(table: Table, ids: Sequence[str], resolved: Resolved) -> list[str]:
+    """Return a problem if most images have several rows and nothing tells what each of them asks: all would
+    get one prediction.
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, images in enumerate(resolved.images):
+        rows.setdefault(images, []).append(row)
+    if resolved.row_labels or len(set(resolved.images)) * 2 > len(set(ids)):
+        return []
+    which = max(rows.values(), key=len)
+    return [
+        f"{numbered(table.lines[row] for row in which)}: {quoted(ids[row] for row in which)} all mean "
+        f"{quoted(resolved.images[which[0]])} ({resolved.says}) and would get the same prediction; if they "
+        "ask different things, keep the rows of one of them in the sample submission, and train a run for "
+        "each"
+    ]
