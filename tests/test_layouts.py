@@ -1187,6 +1187,37 @@ def test_rows_that_ask_different_things_about_an_image_never_get_one_answer(tmp_
     assert form.ids == ("T0_root", "T1_root", "T2_root", "T3_root")
 
 
+def test_ids_of_several_images_are_found_although_many_have_none(tmp_path):
+    names = [f"a{number}" for number in range(8)]
+    touch(tmp_path, *(f"train_images/{name}-{view}.jpg" for name in names[:6] for view in "12"))
+    rows = "".join(f"Rex {name},{name},{place % 2}\n" for place, name in enumerate(names))
+    write(tmp_path, train=f"Name,PetID,speed\n{rows}")
+    message = refusal(tmp_path, need="train")
+    assert_says(
+        message, "train.csv", "PetID", "2 of 8 ids without an image", "'a6'", "data.skip_bad_images=true"
+    )
+
+
+@pytest.mark.parametrize("images", ["test/{}-1.jpg", "test/{}/1.jpg", "test/{}.jpg"])
+def test_a_few_test_ids_without_an_image_get_a_command_that_works(tmp_path, images):
+    ids = [f"p{number}" for number in range(11)]
+    two_classes(tmp_path)
+    for name in ("8", "9"):
+        (tmp_path / f"test/{name}.jpg").unlink()
+    touch(tmp_path, *(images.format(name) for name in ids if name != "p1"))
+    if images != "test/{}.jpg":
+        touch(tmp_path, images.format("p4").replace("1.jpg", "2.jpg"))
+    write(tmp_path, sample_submission="id,label\n" + "".join(f"{name},cat\n" for name in ids))
+    message, missing = refusal(tmp_path), tmp_path / images.format("p1")
+    assert_says(message, "without an image", "p1", "class frequencies", f"touch {missing}")
+    command = message[message.index("class frequencies") :].partition(": ")[2]
+    subprocess.run(command.partition("\n")[0], shell=True, check=True)
+    assert [row.path for row in read_layout(tmp_path).test if row.id == "p1"] == [missing]
+    missing.unlink()
+    (tmp_path / images.format("p2")).unlink()
+    assert "touch" not in refusal(tmp_path)  # so many are missing that the download is not whole
+
+
 def test_labels_of_what_another_table_leads_to_images(tmp_path):
     photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
     touch(
