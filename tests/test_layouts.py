@@ -14,6 +14,7 @@ import competitions
 import pytest
 from conftest import assert_says
 
+from pipeline.competition.groups import Grouping
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked, Decision
@@ -1216,6 +1217,44 @@ def test_a_few_test_ids_without_an_image_get_a_command_that_works(tmp_path, imag
     missing.unlink()
     (tmp_path / images.format("p2")).unlink()
     assert "touch" not in refusal(tmp_path)  # so many are missing that the download is not whole
+
+
+def test_images_of_one_id_in_several_labelled_rows_may_stay_together(tmp_path):
+    rows = [
+        (f"p{number // 2}_{number % 2}", f"p{number // 2}", "ab"[number // 2 % 2]) for number in range(12)
+    ]
+    touch(
+        tmp_path,
+        *(f"train/{row[0]}.png" for row in rows),
+        *(f"test/q{n}_{v}.png" for n in "12" for v in "01"),
+    )
+    write(
+        tmp_path,
+        train="image_id,patient_id,label\n" + "".join(",".join(row) + "\n" for row in rows),
+        sample_submission="patient_id,a,b\nq1,0.5,0.5\nq2,0.5,0.5\n",
+    )
+    assert "--set data.group_column=patient_id" in said(read_layout(tmp_path))
+    competition = read_layout(tmp_path, grouped=Grouping("patient_id"))
+    assert competition.groups["p3_0"] == competition.groups["p3_1"] == "p3"
+    assert "data.group_column" not in said(competition)
+
+
+def test_rows_that_deny_their_label_are_no_labels(tmp_path):
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
+    rows = "".join(
+        f"{name},{label},{confidence}\n"
+        for place, name in enumerate("abcdef")
+        for label, confidence in (("/m/1", 1), ("/m/2", place % 2), ("/m/3", 0 if place else 1))
+    )
+    write(
+        tmp_path,
+        train_labels=f"ImageID,LabelName,Confidence\n{rows}",
+        sample_submission="image_id,labels\n8,/m/1 /m/2\n9,/m/1 /m/2\n",
+    )
+    competition = read_layout(tmp_path)
+    one, both = "/m/1", "/m/1 /m/2"
+    assert labels(competition) == {"a": "/m/1 /m/3", "b": both, "c": one, "d": both, "e": one, "f": both}
+    assert "8 rows with 0 in 'Confidence'" in said(competition)
 
 
 def test_labels_of_what_another_table_leads_to_images(tmp_path):

@@ -139,7 +139,7 @@ def read_layout(
     )
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
-        *test_notes(test, labelled, form, decision, more),
+        *test_notes(test, labelled, form, decision, more, grouped=grouping is not None),
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(
