@@ -1257,6 +1257,27 @@ def test_rows_that_deny_their_label_are_no_labels(tmp_path):
     assert "8 rows with 0 in 'Confidence'" in said(competition)
 
 
+def test_a_row_for_each_label_where_the_sample_has_a_column_for_each(tmp_path):
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
+    rows = "".join(
+        f"{name},fox\n{name},red deer\n" if name in "ace" else f"{name},owl\n" for name in "abcdef"
+    )
+    sample = "image,owl,fox,red deer\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n"
+    competition = read_layout(write(tmp_path, train=f"image,label\n{rows}", sample_submission=sample))
+    assert competition.target.kind == "multilabel" and set(competition.class_names) == {
+        "fox",
+        "owl",
+        "red deer",
+    }
+    targets = competition.target.encode([row.label for row in competition.train])
+    names = [{competition.class_names[place] for place in row.nonzero()[0]} for row in targets]
+    assert names == [{"fox", "red deer"}, {"owl"}] * 3
+    assert competition.form.columns == ("image", "owl", "fox", "red deer")
+    # the same label twice for one image: votes, which are not read as labels
+    write(tmp_path, train=f"image,label\na,fox\n{rows}")
+    assert_says(refusal(tmp_path), "train.csv", "'a' (train/a.jpg) has different labels: 'fox'")
+
+
 def test_labels_of_what_another_table_leads_to_images(tmp_path):
     photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
     touch(

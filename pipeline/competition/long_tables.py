@@ -136,14 +136,19 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
 def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
     """Join the rows of an image into one row, with its labels in one cell (separated by `SEVERAL`).
 
-    This happens only if the sample submission has several of these labels in a cell; else the table is
-    unchanged. Rows that deny their label (`Confidence` 0) are left out.
+    This happens only if the sample submission has several of these labels in a cell, or a column for each of
+    them; else the table is unchanged. Rows that deny their label (`Confidence` 0) are left out.
     """
     known = {cell.strip() for cell in found.table.column(column)}
     cells = [split_parts(value, mark) for value in wanted.values for mark in SEPARATORS]
-    if not any(len(parts) > 1 and set(parts) <= known for parts in cells):
+    affirmed = _without_denied(found, column)
+    pairs = list(zip(found.match.images, (cell.strip() for cell in found.table.column(column)), strict=True))
+    # The same label twice for an image: votes of several people.
+    once = len(set(pairs)) == len(pairs) and affirmed is found
+    in_columns = len(known) > 1 and known <= set(wanted.columns) and once
+    if not in_columns and not any(len(parts) > 1 and set(parts) <= known for parts in cells):
         return found
-    found = _without_denied(found, column)
+    found = affirmed
     labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images
     together: dict[tuple[str, ...], dict[str, None]] = {}
     kept: list[int] = []  # the first row of each image; also rows without an image, which are refused later
