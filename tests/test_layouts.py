@@ -1278,6 +1278,22 @@ def test_a_row_for_each_label_where_the_sample_has_a_column_for_each(tmp_path):
     assert_says(refusal(tmp_path), "train.csv", "'a' (train/a.jpg) has different labels: 'fox'")
 
 
+@pytest.mark.parametrize(("column", "first"), [("file", "205.jpg"), ("frame_before", "201.jpg")])
+def test_a_column_of_file_names_tells_more_than_ids_that_equal_other_names(tmp_path, column, first):
+    ids = [201, 205, 203, 209]
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcd"), *(f"test/{number}.jpg" for number in ids))
+    rows = "".join(f"{number},{ids[(place + 1) % 4]}.jpg\n" for place, number in enumerate(ids))
+    write(
+        tmp_path,
+        train="id,label\na,x\nb,y\nc,x\nd,y\n",
+        test=f"id,{column}\n{rows}",
+        sample_submission="id,label\n" + "".join(f"{number},x\n" for number in ids),
+    )
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.test] == ["201", "205", "203", "209"]
+    assert competition.test[0].path == tmp_path / "test" / first
+
+
 def test_labels_of_what_another_table_leads_to_images(tmp_path):
     photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
     touch(

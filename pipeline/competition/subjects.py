@@ -5,10 +5,10 @@ several rows each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.competition.id_columns import NEARLY, find_ids
-from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled
+from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
+from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled, without_suffix
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 
@@ -53,7 +53,9 @@ def resolve(
         # Where images are numbered too, row numbers match by chance: a table that links each number to an
         # image is better. A table about training images is no such link: its ids and labels are numbers too.
         about_test = [source for source in sources if source.role not in ("train", "sample")]
-        linked = _linked(ids, index, about_test, label_names) if numbers_the_rows(ids) else None
+        if not numbers_the_rows(ids):
+            about_test = _with_files(about_test, name)
+        linked = _linked(ids, index, about_test, label_names)
         if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
             return Resolved(name, linked.images, linked.says)
         return direct
@@ -67,6 +69,26 @@ def resolve(
         if found:
             return Resolved(column, found.images, found.says, None, found.subjects, found.row_labels)
     return direct
+
+
+def _with_files(sources: Sequence[Source], id_column: str) -> list[Source]:
+    """Return the tables of test images that name the file of each id, cut to these two columns.
+
+    A file name with its extension, in a column such as `file`, tells more than an id that equals the name of
+    some image without its extension.
+    """
+    cut = []
+    for source in sources:
+        table = source.table
+        if source.role != "test" or id_column not in table.columns:
+            continue
+        place = table.columns.index(id_column)
+        for other, name in enumerate(table.columns):
+            cells = [row[other].strip() for row in table.cells]
+            if other != place and is_id_name(name) and all(without_suffix(cell) != cell for cell in cells):
+                pairs = tuple((row[place], row[other]) for row in table.cells)
+                cut.append(replace(source, table=replace(table, columns=(id_column, name), cells=pairs)))
+    return cut
 
 
 @dataclass(frozen=True)
