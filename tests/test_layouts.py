@@ -14,6 +14,7 @@ import competitions
 import pytest
 from conftest import assert_says
 
+from pipeline.competition.groups import Grouping
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked, Decision
@@ -1109,29 +1110,188 @@ def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):
     )
 
 
+def wells(root):
+    """Two plates a part, two sites a well; ids of plate and well, which no file name holds."""
+    for part, letter in (("train", "x"), ("test", "y")):
+        touch(
+            root,
+            *(
+                f"{part}/Plate{plate}/B0{well}_s{site}.png"
+                for plate in "12"
+                for well in "1234"
+                for site in "12"
+            ),
+        )
+        ids = [
+            (f"{letter}_{plate}_B0{well}", plate, f"B0{well}", (int(well) + int(plate)) % 3)
+            for plate in "12"
+            for well in "1234"
+        ]
+        label = ",sirna" if part == "train" else ""
+        rows = "".join(",".join(map(str, row if label else row[:3])) + "\n" for row in ids)
+        write(root, **{part: f"id_code,plate,well{label}\n{rows}"})
+    return write(root, sample_submission="id_code,sirna\n" + "".join(f"{row[0]},0\n" for row in ids))
+
+
 def test_wells_and_plates_are_no_labels_of_one_image(tmp_path):
-    touch(
-        tmp_path,
-        *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"),
-    )
-    touch(tmp_path, *(f"test/Plate{plate}/B0{well}_s1.png" for plate in "12" for well in "12"))
+    message = refusal(wells(tmp_path))
+    assert "no id leads to an image" in message or "no image for any" in message
+    assert "data.id_column" in message
+    assert "add images.csv with the columns id_code,image" in message
+
+
+def test_ids_that_no_column_leads_to_images_are_read_through_an_added_table(tmp_path):
+    wells(tmp_path)
     rows = "".join(
-        f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n"
+        f"{letter}_{plate}_B0{well},{part}/Plate{plate}/B0{well}_s{site}.png\n"
+        for part, letter in (("train", "x"), ("test", "y"))
         for plate in "12"
         for well in "1234"
+        for site in "12"
     )
-    write(tmp_path, train=f"id_code,plate,well,sirna\n{rows}")
+    write(tmp_path, images=f"id_code,image\n{rows}")
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert labels(competition)["x_2_B01"] == "0" and len(competition.train) == 16
+    assert [str(row.path.relative_to(tmp_path)) for row in competition.test if row.id == "y_2_B03"] == [
+        "test/Plate2/B03_s1.png",
+        "test/Plate2/B03_s2.png",
+    ]
+    assert competition.form.kind == "label" and len(competition.form.ids) == 8
+
+
+def test_a_folder_that_many_ids_share_tells_no_images(tmp_path):
+    names = [f"{exp}_{well}" for exp in "ab" for well in ("B1", "B2", "B3")]
+    touch(tmp_path, *(f"test/{name[0]}/p/{name[2:]}_s1.png" for name in names))
+    write(tmp_path, test="id,exp,well\n" + "".join(f"{name},{name[0]},{name[2:]}\n" for name in names))
+    write(tmp_path, sample_submission="id,kind\n" + "".join(f"{name},7\n" for name in names))
+    with pytest.raises(UserError) as caught:
+        read_layout(tmp_path, need="test", known=(multiclass(("7", "9")), "accuracy"))
+    assert_says(str(caught.value), "6 ids without an image", "'a_B1'")
+
+
+def test_rows_that_ask_different_things_about_an_image_never_get_one_answer(tmp_path):
+    ids = [(f"T{number}_{kind}", f"T{number}", kind) for number in range(4) for kind in ("root", "vowel")]
+    touch(tmp_path, *(f"train/{number}.png" for number in range(8)), *(f"test/T{n}.png" for n in range(4)))
     write(
         tmp_path,
-        test="id_code,plate,well\n"
-        + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"),
+        train="image_id,root,vowel\n"
+        + "".join(f"{number},{number % 4},{number % 3}\n" for number in range(8)),
+        test="row_id,image_id,component\n" + "".join(",".join(row) + "\n" for row in ids),
+        sample_submission="row_id,target\n" + "".join(f"{row[0]},0\n" for row in ids),
+    )
+    asked = Asked(metric="accuracy", kind="multiclass")
+    message = refusal(tmp_path, label_column="root", asked=asked)
+    assert_says(message, "rows 2, 3", "'T0_root', 'T0_vowel' all mean 'test/T0.png'", "same prediction")
+    # the way that the message shows
+    write(tmp_path, sample_submission="row_id,target\n" + "".join(f"{row[0]},0\n" for row in ids[::2]))
+    form = read_layout(tmp_path, label_column="root", asked=asked).form
+    assert form.ids == ("T0_root", "T1_root", "T2_root", "T3_root")
+
+
+def test_ids_of_several_images_are_found_although_many_have_none(tmp_path):
+    names = [f"a{number}" for number in range(8)]
+    touch(tmp_path, *(f"train_images/{name}-{view}.jpg" for name in names[:6] for view in "12"))
+    rows = "".join(f"Rex {name},{name},{place % 2}\n" for place, name in enumerate(names))
+    write(tmp_path, train=f"Name,PetID,speed\n{rows}")
+    message = refusal(tmp_path, need="train")
+    assert_says(
+        message, "train.csv", "PetID", "2 of 8 ids without an image", "'a6'", "data.skip_bad_images=true"
+    )
+
+
+@pytest.mark.parametrize("images", ["test/{}-1.jpg", "test/{}/1.jpg", "test/{}.jpg"])
+def test_a_few_test_ids_without_an_image_get_a_command_that_works(tmp_path, images):
+    ids = [f"p{number}" for number in range(11)]
+    two_classes(tmp_path)
+    for name in ("8", "9"):
+        (tmp_path / f"test/{name}.jpg").unlink()
+    touch(tmp_path, *(images.format(name) for name in ids if name != "p1"))
+    if images != "test/{}.jpg":
+        touch(tmp_path, images.format("p4").replace("1.jpg", "2.jpg"))
+    write(tmp_path, sample_submission="id,label\n" + "".join(f"{name},cat\n" for name in ids))
+    message, missing = refusal(tmp_path), tmp_path / images.format("p1")
+    assert_says(message, "without an image", "p1", "class frequencies", f"touch {missing}")
+    command = message[message.index("class frequencies") :].partition(": ")[2]
+    subprocess.run(command.partition("\n")[0], shell=True, check=True)
+    assert [row.path for row in read_layout(tmp_path).test if row.id == "p1"] == [missing]
+    missing.unlink()
+    (tmp_path / images.format("p2")).unlink()
+    assert "touch" not in refusal(tmp_path)  # so many are missing that the download is not whole
+
+
+def test_images_of_one_id_in_several_labelled_rows_may_stay_together(tmp_path):
+    rows = [
+        (f"p{number // 2}_{number % 2}", f"p{number // 2}", "ab"[number // 2 % 2]) for number in range(12)
+    ]
+    touch(
+        tmp_path,
+        *(f"train/{row[0]}.png" for row in rows),
+        *(f"test/q{n}_{v}.png" for n in "12" for v in "01"),
     )
     write(
         tmp_path,
-        sample_submission="id_code,sirna\n"
-        + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"),
+        train="image_id,patient_id,label\n" + "".join(",".join(row) + "\n" for row in rows),
+        sample_submission="patient_id,a,b\nq1,0.5,0.5\nq2,0.5,0.5\n",
     )
-    assert "data.id_column" in refusal(tmp_path)
+    assert "--set data.group_column=patient_id" in said(read_layout(tmp_path))
+    competition = read_layout(tmp_path, grouped=Grouping("patient_id"))
+    assert competition.groups["p3_0"] == competition.groups["p3_1"] == "p3"
+    assert "data.group_column" not in said(competition)
+
+
+def test_rows_that_deny_their_label_are_no_labels(tmp_path):
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
+    rows = "".join(
+        f"{name},{label},{confidence}\n"
+        for place, name in enumerate("abcdef")
+        for label, confidence in (("/m/1", 1), ("/m/2", place % 2), ("/m/3", 0 if place else 1))
+    )
+    write(
+        tmp_path,
+        train_labels=f"ImageID,LabelName,Confidence\n{rows}",
+        sample_submission="image_id,labels\n8,/m/1 /m/2\n9,/m/1 /m/2\n",
+    )
+    competition = read_layout(tmp_path)
+    one, both = "/m/1", "/m/1 /m/2"
+    assert labels(competition) == {"a": "/m/1 /m/3", "b": both, "c": one, "d": both, "e": one, "f": both}
+    assert "8 rows with 0 in 'Confidence'" in said(competition)
+
+
+def test_a_row_for_each_label_where_the_sample_has_a_column_for_each(tmp_path):
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
+    rows = "".join(
+        f"{name},fox\n{name},red deer\n" if name in "ace" else f"{name},owl\n" for name in "abcdef"
+    )
+    sample = "image,owl,fox,red deer\n8,0.5,0.5,0.5\n9,0.5,0.5,0.5\n"
+    competition = read_layout(write(tmp_path, train=f"image,label\n{rows}", sample_submission=sample))
+    assert competition.target.kind == "multilabel" and set(competition.class_names) == {
+        "fox",
+        "owl",
+        "red deer",
+    }
+    targets = competition.target.encode([row.label for row in competition.train])
+    names = [{competition.class_names[place] for place in row.nonzero()[0]} for row in targets]
+    assert names == [{"fox", "red deer"}, {"owl"}] * 3
+    assert competition.form.columns == ("image", "owl", "fox", "red deer")
+    # the same label twice for one image: votes, which are not read as labels
+    write(tmp_path, train=f"image,label\na,fox\n{rows}")
+    assert_says(refusal(tmp_path), "train.csv", "'a' (train/a.jpg) has different labels: 'fox'")
+
+
+@pytest.mark.parametrize(("column", "first"), [("file", "205.jpg"), ("frame_before", "201.jpg")])
+def test_a_column_of_file_names_tells_more_than_ids_that_equal_other_names(tmp_path, column, first):
+    ids = [201, 205, 203, 209]
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcd"), *(f"test/{number}.jpg" for number in ids))
+    rows = "".join(f"{number},{ids[(place + 1) % 4]}.jpg\n" for place, number in enumerate(ids))
+    write(
+        tmp_path,
+        train="id,label\na,x\nb,y\nc,x\nd,y\n",
+        test=f"id,{column}\n{rows}",
+        sample_submission="id,label\n" + "".join(f"{number},x\n" for number in ids),
+    )
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.test] == ["201", "205", "203", "209"]
+    assert competition.test[0].path == tmp_path / "test" / first
 
 
 def test_labels_of_what_another_table_leads_to_images(tmp_path):
@@ -1405,8 +1565,9 @@ def two_stages(root):
 
 def test_the_sample_of_a_second_stage_is_not_passed_over(tmp_path):
     message = refusal(two_stages(tmp_path))
-    assert "sample_submission_stg1.csv" in message and "sample_submission_stg2.csv" in message
-    (tmp_path / "sample_submission_stg1.csv").rename(tmp_path / ".sample_submission_stg1.csv")
+    assert "sample_submission_stg1.csv" in message and "sample_submission_stg2.csv (3 rows)" in message
+    subprocess.run(message[message.index("mv ") :], shell=True, check=True)  # keeps the one with more rows
+    assert not (tmp_path / "sample_submission_stg1.csv").exists()
     competition = read_layout(tmp_path)
     assert {row.id: row.path.name for row in competition.test} == {
         "img_1.jpg": "img_1.jpg",

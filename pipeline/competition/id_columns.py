@@ -58,14 +58,18 @@ def find_ids(
         )
     match = index.match(table.column(best[0]))
     if groups and match.num_single < len(match.images) / 2:
+        some: tuple[str, Match] | None = None
         for name in maybe:
             cells = table.column(name)
-            if (
-                len(set(cells)) * 2 >= len(cells)
-                and index.match_groups(cells[:20]).num_found
-                and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells)
-            ):
+            if len(set(cells)) * 2 < len(cells) or not index.match_groups(cells[:20]).num_found:
+                continue
+            found = index.match_groups(cells)
+            if found.num_found >= NEARLY * len(cells):
                 return name, found
+            if found.num_found * 2 > len(cells) and (some is None or found.num_found > some[1].num_found):
+                some = name, found
+        if some and not match.num_found:  # missing images are reported later
+            return some
     if not match.num_found and is_id_name(best[0]):
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match

@@ -184,6 +184,8 @@ class ImageIndex:
     def match_groups(self, ids: Sequence[str]) -> Match:
         """Match ids with several images each: a folder of that name, or file names that begin so
         (`<id>_red.png`).
+
+        Beginnings of names are no ids where files of one name lie in several folders below the same top one.
         """
         best = Match(FOLDERS, ((),) * len(ids))
         for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
@@ -194,6 +196,8 @@ class ImageIndex:
                         keys.setdefault(composed(key), []).append(image)
                 self._keys[style.says] = keys
             match = self._read(ids, style)
+            if style is PREFIXES:  # `B03_s1.png` of each plate: `B03` names no image without its plate
+                match = Match(style, tuple(() if _repeats_a_name(found) else found for found in match.images))
             if match.num_found > best.num_found:
                 best = match
         return best
@@ -330,6 +334,11 @@ def _folders_of(image: str) -> list[str]:
 def _prefixes_of(image: str) -> list[str]:
     stem = _stem(image)
     return [stem[: found.start()] for found in re.finditer(r"[_\-. ]", stem) if found.start()]
+
+
+def _repeats_a_name(images: Sequence[str]) -> bool:
+    """Return True if two images have the same top folder and the same file name."""
+    return len({(_top(image), file_name(image)) for image in images}) < len(images)
 
 
 def short_ids(images: Sequence[str]) -> tuple[list[str], str]:

@@ -109,7 +109,7 @@ def read_layout(
         folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
     )
     _call_labels(labelled, wanted, sources, sample, asked, known)
-    names = _label_names(labelled.evidence, known)
+    names = _label_names(labelled.evidence, known, wanted)
     test = find_test_images(
         folder,
         sources,
@@ -139,7 +139,7 @@ def read_layout(
     )
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
-        *test_notes(test, labelled, form, decision, more),
+        *test_notes(test, labelled, form, decision, more, grouped=grouping is not None),
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(
@@ -296,12 +296,22 @@ def _form(
 
 
 def _label_names(
-    evidence: LabelEvidence | None, known: tuple[Target, str | None] | None
+    evidence: LabelEvidence | None, known: tuple[Target, str | None] | None, wanted: Wanted
 ) -> Sequence[str] | None:
-    """Return all labels, which rows of a long sample submission may be about; None if they are unknown."""
+    """Return all labels, which rows of a long sample submission may be about; None if they are unknown.
+
+    Folders that the sample submission does not name may be studies or cameras, no labels.
+    """
     if known:
         return known[0].names
     if evidence is None:
+        return None
+    folders = set(evidence.texts) if evidence.source == "folders" else set()
+    if (
+        folders
+        and wanted.ids
+        and not folders & {*wanted.columns, *wanted.values, *wanted.suffixed([*folders])}
+    ):
         return None
     return evidence.columns or tuple(
         dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split()))

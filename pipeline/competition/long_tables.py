@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import Wanted, is_number
@@ -17,6 +18,8 @@ from pipeline.targets.readings import SEPARATORS, split_parts
 from pipeline.wording import counted
 
 FIRST = 2000  # rows that show whether a table has such ids
+# columns that say of a row whether the image has its label; 0 is no
+SAYS_IF = frozenset("confidence conf present presence positive verified exists value".split())
 MANY = 0.1  # share of the images that must have several labels; below that, repeated images are mistakes
 
 
@@ -88,7 +91,8 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
     other tables.
 
     One column must have the name of the sample submission's value column. Another column must hold the labels
-    that tell the rows of an image apart, and the sample's rows must be about these labels.
+    that tell the rows of an image apart, and the sample's rows must be about these labels. Most images must
+    have several rows.
     """
     if (
         len(wanted.columns) != 1
@@ -97,6 +101,8 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
     ):
         return None
     value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
+    if len(set(ids)) * 2 > len(ids):
+        return None
     for name in table.columns:
         labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
         names = list(dict.fromkeys(labels))
@@ -130,14 +136,20 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
 def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
     """Join the rows of an image into one row, with its labels in one cell (separated by `SEVERAL`).
 
-    This happens only if the sample submission has several of these labels in a cell; else the table is
-    unchanged.
+    This happens only if the sample submission has several of these labels in a cell, or a column for each of
+    them; else the table is unchanged. Rows that deny their label (`Confidence` 0) are left out.
     """
-    labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images
-    known = set(labels)
+    known = {cell.strip() for cell in found.table.column(column)}
     cells = [split_parts(value, mark) for value in wanted.values for mark in SEPARATORS]
-    if not any(len(parts) > 1 and set(parts) <= known for parts in cells):
+    affirmed = _without_denied(found, column)
+    pairs = list(zip(found.match.images, (cell.strip() for cell in found.table.column(column)), strict=True))
+    # The same label twice for an image: votes of several people.
+    once = len(set(pairs)) == len(pairs) and affirmed is found
+    in_columns = len(known) > 1 and known <= set(wanted.columns) and once
+    if not in_columns and not any(len(parts) > 1 and set(parts) <= known for parts in cells):
         return found
+    found = affirmed
+    labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images
     together: dict[tuple[str, ...], dict[str, None]] = {}
     kept: list[int] = []  # the first row of each image; also rows without an image, which are refused later
     for row, (row_images, label) in enumerate(zip(images, labels, strict=True)):
@@ -158,6 +170,30 @@ def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
         found.table, cells=tuple(map(tuple, cells_of.values())), lines=lines, notes=(*found.table.notes, note)
     )
     return replace(found, table=table, match=replace(found.match, images=tuple(images[row] for row in kept)))
+
+
+def _without_denied(found: Found, column: str) -> Found:
+    """Return the table without the rows in which another column of 0 and 1 denies the label, with a note."""
+    table = found.table
+    for name in table.columns:
+        cells = [cell.strip() for cell in table.column(name)]
+        if name == column or plain_name(name) not in SAYS_IF or not all(map(is_number, cells)):
+            continue
+        if {float(cell) for cell in cells} != {0.0, 1.0}:
+            continue
+        keep = [row for row, cell in enumerate(cells) if float(cell)]
+        note = f"{counted(len(cells) - len(keep), 'row')} with 0 in {name!r} taken as no label of their image"
+        return replace(
+            found,
+            table=replace(
+                table,
+                cells=tuple(table.cells[row] for row in keep),
+                lines=tuple(table.lines[row] for row in keep),
+                notes=(*table.notes, note),
+            ),
+            match=replace(found.match, images=tuple(found.match.images[row] for row in keep)),
+        )
+    return found
 
 
 def lists_read(found: Found, column: str, wanted: Wanted) -> Found:

@@ -21,7 +21,7 @@ from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table, load_table, name_the_ids, repeated_ids, rows_of
-from pipeline.wording import listed, numbered
+from pipeline.wording import counted, listed, numbered
 
 FITS = 0.9  # share of a table's rows that must be test images, for a table with another name
 MAX_ROW_LABELS = 200
@@ -42,10 +42,12 @@ def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Sour
     if not chosen:
         chosen = _one_folder_higher(folder, index) or _one_of_alike(_by_content(sources, index), index)
     if len(chosen) > 1:
-        names = [source.name for source in chosen]
+        # the example hides the one with the fewest rows: that of an earlier stage
+        chosen = sorted(chosen, key=lambda source: -len(source.table.cells))
+        names = [f"{source.name} ({counted(len(source.table.cells), 'row')})" for source in chosen]
         raise UserError(
             f"{folder.root}: {' and '.join(names)} may all be the sample submission; "
-            f"{hide_command(folder.root, names)}"
+            f"{hide_command(folder.root, [source.name for source in chosen])}"
         )
     if not chosen:
         _refuse_alike(folder, sources, index)

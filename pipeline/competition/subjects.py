@@ -5,10 +5,10 @@ several rows each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.competition.id_columns import NEARLY, find_ids
-from pipeline.competition.ids import ImageIndex, Match, file_name, settled
+from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
+from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled, without_suffix
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 
@@ -53,7 +53,9 @@ def resolve(
         # Where images are numbered too, row numbers match by chance: a table that links each number to an
         # image is better. A table about training images is no such link: its ids and labels are numbers too.
         about_test = [source for source in sources if source.role not in ("train", "sample")]
-        linked = _linked(ids, index, about_test) if numbers_the_rows(ids) else None
+        if not numbers_the_rows(ids):
+            about_test = _with_files(about_test, name)
+        linked = _linked(ids, index, about_test, label_names)
         if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
             return Resolved(name, linked.images, linked.says)
         return direct
@@ -61,12 +63,32 @@ def resolve(
     for column in columns[:3]:
         ids = [cell.strip() for cell in table.column(column)]
         found = _long(ids, index, sources, label_names) if label_names else None
-        found = found or _several(ids, index) or _linked(ids, index, sources)
+        found = found or _several(ids, index) or _linked(ids, index, sources, label_names)
         if label_names is None:
             found = found or _long(ids, index, sources, ())
         if found:
             return Resolved(column, found.images, found.says, None, found.subjects, found.row_labels)
     return direct
+
+
+def _with_files(sources: Sequence[Source], id_column: str) -> list[Source]:
+    """Return the tables of test images that name the file of each id, cut to these two columns.
+
+    A file name with its extension, in a column such as `file`, tells more than an id that equals the name of
+    some image without its extension.
+    """
+    cut = []
+    for source in sources:
+        table = source.table
+        if source.role != "test" or id_column not in table.columns:
+            continue
+        place = table.columns.index(id_column)
+        for other, name in enumerate(table.columns):
+            cells = [row[other].strip() for row in table.cells]
+            if other != place and is_id_name(name) and all(without_suffix(cell) != cell for cell in cells):
+                pairs = tuple((row[place], row[other]) for row in table.cells)
+                cut.append(replace(source, table=replace(table, columns=(id_column, name), cells=pairs)))
+    return cut
 
 
 @dataclass(frozen=True)
@@ -132,8 +154,16 @@ def linked_images(
     return lead.images if lead else None
 
 
-def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:
-    """Match ids through a table that has them in one column and images in another."""
+def _linked(
+    ids: Sequence[str],
+    index: ImageIndex,
+    sources: Sequence[Source],
+    label_names: Sequence[str] | None = None,
+) -> _Lead | None:
+    """Match ids through a table that has them in one column and images in another.
+
+    `label_names`: the labels that rows may be about; None: unknown.
+    """
     wanted = set(ids)
     best: tuple[float, _Lead] | None = None
     for source in sources:
@@ -144,15 +174,25 @@ def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) ->
             if share < MOST or (best and share <= best[0]):
                 continue
             rows = [row for row, cell in enumerate(cells) if cell in wanted]
-            if lead := _through(ids, [cells[row] for row in rows], table, name, rows, index):
+            if lead := _through(ids, [cells[row] for row in rows], table, name, rows, index, label_names):
                 says = f"{file_name(source.name)} leads from them ({name}) to images{lead.says}"
                 best = share, _Lead(lead.images, says, lead.subjects, lead.row_labels)
     return best[1] if best else None
 
 
 def _through(
-    ids: Sequence[str], keys: Sequence[str], table: Table, name: str, rows: Sequence[int], index: ImageIndex
+    ids: Sequence[str],
+    keys: Sequence[str],
+    table: Table,
+    name: str,
+    rows: Sequence[int],
+    index: ImageIndex,
+    label_names: Sequence[str] | None,
 ) -> _Lead | None:
+    """Match ids through one column of a table. None if no column leads on to images, or only to folders or
+    groups of images that several ids share: such a column (experiment, well) tells where an image is, not
+    which.
+    """
     best: tuple[int, str, list[str], Match] | None = None
     for other in table.columns:
         if other == name:
@@ -170,11 +210,13 @@ def _through(
     if best is None:
         return None
     _, other, cells, match = best
-    if long := _labels_of_rows(ids, keys, cells, table, {name, other}, rows):
+    if long := _labels_of_rows(ids, keys, cells, table, {name, other}, rows, label_names):
         image_of = dict(zip(cells, match.images, strict=True))
         return _Lead(
             tuple(image_of.get(subject, ()) for subject in long[0]), f" ({other}), several rows each", *long
         )
+    if match.style in SEVERAL_EACH and len(set(cells)) < len(set(zip(keys, cells, strict=True))):
+        return None
     images: dict[str, dict[str, None]] = {}
     for key, found in zip(keys, match.images, strict=True):
         images.setdefault(key, {}).update(dict.fromkeys(found))
@@ -189,9 +231,10 @@ def _labels_of_rows(
     table: Table,
     used: set[str],
     rows: Sequence[int],
+    label_names: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Return subject and label of every id, if a subject has several ids and another column tells them
-    apart.
+    apart. That column must hold some of `label_names` (None: unknown).
     """
     if len(set(keys)) < len(keys) or len(set(cells)) * 2 > len(cells):
         return None
@@ -200,6 +243,8 @@ def _labels_of_rows(
             continue
         column = table.column(name)
         labels = [column[row].strip() for row in rows]
+        if label_names is not None and set(labels).isdisjoint(label_names):
+            continue
         if 1 < len(set(labels)) <= MAX_LABELS and len(set(zip(cells, labels, strict=True))) == len(labels):
             of_key = dict(zip(keys, zip(cells, labels, strict=True), strict=True))
             if all(key in of_key for key in ids):

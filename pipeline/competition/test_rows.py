@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 
 from pipeline.competition.folders import (
     DataFolder,
@@ -30,6 +31,9 @@ from pipeline.targets.evidence import Asked, SampleEvidence
 from pipeline.targets.readings import are_numbers, split_parts
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import capped, counted, nearest, numbered, quoted
+
+FEW = 0.1  # share of the ids that may have no image in a whole download; more are in another folder
+MOST_FILES = 50  # in a command to paste
 
 
 @dataclass(frozen=True)
@@ -331,9 +335,8 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
     table = sample.table
     ids = table.column(resolved.id_column)
     if resolved.match:
-        problems = resolved.match.problems(
-            ids, table.lines, index, f"images look like {quoted(index.images[:2])}"
-        )
+        advice = f"images look like {quoted(index.images[:2])}{_empty_files(ids, resolved, index)}"
+        problems = resolved.match.problems(ids, table.lines, index, advice)
         rows: dict[str, list[int]] = {}
         for line, images in zip(table.lines, resolved.images, strict=True):
             rows.setdefault(images[0] if len(images) == 1 else "", []).append(line)
@@ -349,5 +352,59 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
         where = numbered(table.lines[row] for row in missing)
         problems = []
         if missing:
-            problems = [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"]
+            problems = [
+                f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"
+                f"{_empty_files(ids, resolved, index)}"
+            ]
+        problems += _alike_rows(table, ids, resolved)
     raise_all(problems, f"{table.path} and the test images do not fit:")
+
+
+def _empty_files(ids: Sequence[str], resolved: Resolved, index: ImageIndex) -> str:
+    """Return the command that gives ids without an image an empty file, where few ids are without; else ''.
+
+    Such a file cannot be decoded, and its row gets the class frequencies of the training set.
+    """
+    missing = [row_id.strip() for row_id, images in zip(ids, resolved.images, strict=True) if not images]
+    if not 0 < len(missing) <= min(FEW * len(ids), MOST_FILES):
+        return ""
+    pairs = zip(ids, resolved.images, strict=True)
+    around = filter(None, (_around(row_id.strip(), images[0]) for row_id, images in pairs if images))
+    before, behind = next(around, ("", ""))
+    if not behind:
+        return ""
+    paths = [index.root / f"{before}{row_id}{behind}" for row_id in missing]
+    folders = {path.parent: None for path in paths if not path.parent.is_dir()}
+    commands = [f"mkdir -p {' '.join(quote(str(path)) for path in folders)}"] if folders else []
+    commands.append(f"touch {' '.join(quote(str(path)) for path in paths)}")
+    return (
+        "; if the competition has none for them, empty files give their rows the class frequencies of the "
+        f"training set: {' && '.join(commands)}"
+    )
+
+
+def _around(row_id: str, image: str) -> tuple[str, str] | None:
+    """Return what stands before and behind an id in the path of its image; None if it is not in there."""
+    folder, slash, name = image.rpartition("/")
+    if row_id and name.startswith(row_id):
+        return folder + slash, name[len(row_id) :]
+    found = f"/{folder}/".find(f"/{row_id}/") if row_id else -1
+    return (image[:found], image[found + len(row_id) :]) if found >= 0 else None
+
+
+def _alike_rows(table: Table, ids: Sequence[str], resolved: Resolved) -> list[str]:
+    """Return a problem if most images have several rows and nothing tells what each of them asks: all would
+    get one prediction.
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, images in enumerate(resolved.images):
+        rows.setdefault(images, []).append(row)
+    if resolved.row_labels or len(set(resolved.images)) * 2 > len(set(ids)):
+        return []
+    which = max(rows.values(), key=len)
+    return [
+        f"{numbered(table.lines[row] for row in which)}: {quoted(ids[row] for row in which)} all mean "
+        f"{quoted(resolved.images[which[0]])} ({resolved.says}) and would get the same prediction; if they "
+        "ask different things, keep the rows of one of them in the sample submission, and train a run for "
+        "each"
+    ]
