@@ -29,9 +29,9 @@ WINGS = {
     "forms": "form recognise cells check",
     "competition": (
         "facts rows parts folders ids spelling id_columns json_tables sources label_columns label_table "
-        "long_tables class_folders subjects label_candidates labels groups corrections pseudo_labels "
-        "fold_split sample class_tables test_rows notes other_tasks vqa_files vqa_images vqa_tables "
-        "vqa_layout layout splits questions"
+        "long_tables class_folders subjects label_candidates labels likely_groups groups corrections "
+        "pseudo_labels fold_split sample class_tables test_rows notes other_tasks vqa_files vqa_images "
+        "vqa_tables vqa_layout layout splits questions"
     ),
     "submission": "write belonging origin solution grading answer_grading score",
     "kaggle": "token reply cli remembered ledger begun preflight submit",

@@ -1239,6 +1239,26 @@ def test_images_of_one_id_in_several_labelled_rows_may_stay_together(tmp_path):
     assert "data.group_column" not in said(competition)
 
 
+def test_columns_that_may_name_groups_are_told_and_not_used(tmp_path):
+    people = {"1": "ann", "2": "ann", "3": "bob", "4": "bob"}
+    rows = "".join(f"{name},{'cat' if name in '12' else 'dog'},{who}\n" for name, who in people.items())
+    flat(tmp_path, train="id,label,driver\n" + rows)
+    competition = read_layout(tmp_path, need="train")
+    assert_says(said(competition), "'driver' of train.csv", "2 different", "--set data.group_column=driver")
+    assert competition.groups is None
+    grouped = read_layout(tmp_path, need="train", grouped=Grouping("driver"))
+    assert "data.group_column" not in said(grouped) and grouped.groups["1"] == "ann"
+    # One person each, or a column of another name: nothing to keep together
+    for column, values in (
+        ("driver", "abcd"),
+        ("colour", "ppqq"),
+        ("driver_label", ["cat", "cat", "dog", "dog"]),
+    ):
+        cells = zip(people, ("cat", "cat", "dog", "dog"), values, strict=True)
+        write(tmp_path, train=f"id,label,{column}\n" + "".join(",".join(row) + "\n" for row in cells))
+        assert "data.group_column" not in said(read_layout(tmp_path, label_column="label", need="train"))
+
+
 def test_rows_that_deny_their_label_are_no_labels(tmp_path):
     touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
     rows = "".join(

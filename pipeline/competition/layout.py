@@ -18,6 +18,7 @@ from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled
+from pipeline.competition.likely_groups import likely_groups
 from pipeline.competition.notes import other_notes, test_notes, train_notes
 from pipeline.competition.other_tasks import refuse_other_tasks, refuse_several_questions
 from pipeline.competition.rows import Competition, Row
@@ -137,9 +138,12 @@ def read_layout(
     test_rows = tuple(
         Row(subject, root / image, None) for subject, images in test.subjects() for image in images
     )
+    together = need != "test" and not trouble and grouping is None and not labelled.split
+    several = test.resolved.id_column if test.resolved and test.num_images > len(set(test.ids)) else ""
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
-        *test_notes(test, labelled, form, decision, more, grouped=grouping is not None),
+        *(likely_groups(sources, target.names if target else (), several) if together else ()),
+        *test_notes(test, labelled, form, decision, more),
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(

@@ -1,10 +1,9 @@
-"""Describe for the user how a data folder was read, in at most six lines."""
+"""Describe for the user how a data folder was read, in a few lines."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from shlex import quote
 
 from pipeline.competition.folders import DataFolder
 from pipeline.competition.ids import composed
@@ -67,9 +66,8 @@ def test_notes(
     form: SubmissionForm | None,
     decision: Decision | None,
     more: Sequence[str],
-    grouped: bool = False,
 ) -> list[str]:
-    """Return one or two lines on the images to predict. `grouped`: labelled rows of a group stay together."""
+    """Return one or two lines on the images to predict."""
     images = f"{counted(test.num_images, 'image')}" if test.images else ""
     num_ids = len(set(test.ids))
     if images and test.num_images != num_ids:
@@ -78,22 +76,13 @@ def test_notes(
     if test.num_images > num_ids > 0 and labelled.images and all(len(one) == 1 for one in labelled.images):
         notes.append(
             "an id has several images, a labelled row has one: the validation score is of single images, the "
-            f"competition's of their mean{'' if grouped else _group_of_ids(test, labelled)}"
+            "competition's of their mean"
         )
     if form is not None and decision is not None:
         notes += _other_scores(form, decision)
     return [f"test: {images + ', ' if images else ''}{test.source}"] + (
         ["test: " + "; ".join(notes)] if notes else []
     )
-
-
-def _group_of_ids(test: TestImages, labelled: Labelled) -> str:
-    """Return the flag that keeps the labelled images of an id in one part; '' if no column holds such ids."""
-    name = test.resolved.id_column if test.resolved else ""
-    table = labelled.found.table if labelled.found else None
-    if table is None or name not in table.columns or len(set(table.column(name))) == len(table.cells):
-        return ""
-    return f"; to keep the labelled images of one {name!r} together: --set data.group_column={quote(name)}"
 
 
 def _other_scores(form: SubmissionForm, decision: Decision) -> list[str]:

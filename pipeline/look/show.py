@@ -220,7 +220,6 @@ def _sections(
     record: dict[str, str],
 ) -> list[Section]:
     """Return every section except the cost."""
-    from pipeline.competition.facts import read_facts
     from pipeline.look.contact_sheet import contact_section
     from pipeline.look.copies import copies_of, copies_section
     from pipeline.look.cost import input_preprocessing
@@ -251,7 +250,7 @@ def _sections(
             ((row.id, looked.shown(row.path), f"{value:.4f}") for row, value in rows),
         )
     return [
-        recognised(looked, read_facts(args.data)),
+        recognised(looked),
         contact_section(looked),
         label_section(looked.competition, figures),
         size_section(looked, figures, min(preprocessing.height, preprocessing.width)),

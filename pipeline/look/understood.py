@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
-
-from pipeline.competition.facts import CompetitionFacts
-from pipeline.competition.folders import look
-from pipeline.competition.parts import words_of
 from pipeline.competition.rows import Competition
-from pipeline.competition.sources import read_sources
 from pipeline.look.section import Grid, Section
 from pipeline.look.selection import Looked
-from pipeline.tables import Table
 from pipeline.targets.metrics import find_metric
-from pipeline.wording import MAX_NAMED, counted, listed
+from pipeline.wording import counted, listed
 
-# Column names that often mean groups which must not be split. They are only suggested to the user, never
-# applied.
-GROUP_WORDS = (
-    *"patient subject person driver rider user owner family individual animal donor study session".split(),
-    *"series video clip sequence scene site location hospital camera slide plot field well batch".split(),
-)
 IMBALANCE = 20  # ratio of the largest to the smallest class from which a sentence is shown
 
 
-def recognised(looked: Looked, facts: CompetitionFacts) -> Section:
-    """Return the section on how the folder was read; `facts`: the content of competition.yaml."""
+def recognised(looked: Looked) -> Section:
+    """Return the section on how the folder was read."""
     competition = looked.competition
     section = Section("What was recognised", says=[_sentence(note) for note in competition.notes])
     section.grids.append(Grid("In short", ("", "value"), _in_short(competition), open=20, texts=2))
-    odd = _odd(competition) + _likely_groups(competition, facts)
+    odd = _odd(competition)
     section.says += [f"Odd: {line}" for line in odd] or ["Nothing about labels and tables looks odd."]
     if looked.sampled:
         section.says.append(looked.sampled)
@@ -106,32 +92,3 @@ def _odd(competition: Competition) -> list[str]:
             f"{max(held) / min(held):.0f} times as many"
         )
     return lines
-
-
-def _likely_groups(competition: Competition, facts: CompetitionFacts) -> list[str]:
-    """Return sentences on columns whose name and values look like groups, if no groups are given."""
-    if competition.groups or facts.group_column or competition.task == "vqa":
-        return []
-    lines = []
-    for source in read_sources(look(competition.root)).of_role("train", ""):
-        for name in source.table.columns:
-            if (size := _group_size(source.table, name, competition.class_names)) is not None:
-                lines.append(
-                    f"{source.name} has a column {name!r} with {size:,} different values for "
-                    f"{counted(len(source.table.cells), 'row')}; where rows of one value are alike, "
-                    f"validation is too optimistic unless they stay together: --set data.group_column={name}"
-                )
-    return lines[:MAX_NAMED]
-
-
-def _group_size(table: Table, name: str, labels: Collection[str]) -> int | None:
-    """Return the number of values of a column that may name groups; None for other columns, such as the
-    `labels`.
-    """
-    if not any(word.startswith(GROUP_WORDS) for word in words_of(name)):
-        return None
-    counts = Counter(cell.strip() for cell in table.column(name))
-    if counts.keys() <= set(labels):
-        return None
-    several = sum(count for count in counts.values() if count > 1)
-    return len(counts) if 1 < len(counts) < len(table.cells) and several * 2 > len(table.cells) else None
