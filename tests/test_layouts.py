@@ -1240,23 +1240,26 @@ def test_images_of_one_id_in_several_labelled_rows_may_stay_together(tmp_path):
 
 
 def test_columns_that_may_name_groups_are_told_and_not_used(tmp_path):
-    people = {"1": "ann", "2": "ann", "3": "bob", "4": "bob"}
-    rows = "".join(f"{name},{'cat' if name in '12' else 'dog'},{who}\n" for name, who in people.items())
-    flat(tmp_path, train="id,label,driver\n" + rows)
-    competition = read_layout(tmp_path, need="train")
-    assert_says(said(competition), "'driver' of train.csv", "2 different", "--set data.group_column=driver")
+    names, labels = "123456", ["cat", "cat", "dog", "dog", "cat", "dog"]
+
+    def notes_with(column, values, **more):
+        rows = "".join(f"{','.join(row)}\n" for row in zip(names, labels, values, strict=True))
+        flat(tmp_path, names, train=f"id,label,{column}\n" + rows)
+        return read_layout(tmp_path, label_column="label", need="train", **more)
+
+    competition = notes_with("driver", "aabbcc")
+    assert_says(said(competition), "'driver' of train.csv", "3 different", "--set data.group_column=driver")
     assert competition.groups is None
-    grouped = read_layout(tmp_path, need="train", grouped=Grouping("driver"))
-    assert "data.group_column" not in said(grouped) and grouped.groups["1"] == "ann"
-    # One person each, or a column of another name: nothing to keep together
+    grouped = notes_with("driver", "aabbcc", grouped=Grouping("driver"))
+    assert "data.group_column" not in said(grouped) and grouped.groups["1"] == "a"
+    # A person each, yes or no, a column of another name, the labels again
     for column, values in (
-        ("driver", "abcd"),
-        ("colour", "ppqq"),
-        ("driver_label", ["cat", "cat", "dog", "dog"]),
+        ("driver", "abcdef"),
+        ("subject focus", "010101"),
+        ("colour", "ppqqrr"),
+        ("animal", labels),
     ):
-        cells = zip(people, ("cat", "cat", "dog", "dog"), values, strict=True)
-        write(tmp_path, train=f"id,label,{column}\n" + "".join(",".join(row) + "\n" for row in cells))
-        assert "data.group_column" not in said(read_layout(tmp_path, label_column="label", need="train"))
+        assert "data.group_column" not in said(notes_with(column, values)), column
 
 
 def test_rows_that_deny_their_label_are_no_labels(tmp_path):

@@ -17,6 +17,8 @@ GROUP_WORDS = (
     *"series video clip sequence scene site location hospital camera slide plot field well batch".split(),
 )
 
+FEWEST = 3  # values; a column of two is more often a property of the image (yes or no) than a group
+
 
 def likely_groups(sources: Sources, labels: Collection[str], predicted: str) -> list[str]:
     """Return at most one line on the columns that may name groups, with the flag that keeps groups together.
@@ -49,4 +51,6 @@ def _group_size(table: Table, name: str, labels: Collection[str]) -> int | None:
     if counts.keys() <= set(labels):
         return None
     several = sum(count for count in counts.values() if count > 1)
-    return len(counts) if 1 < len(counts) < len(table.cells) and several * 2 > len(table.cells) else None
+    return (
+        len(counts) if FEWEST <= len(counts) < len(table.cells) and several * 2 > len(table.cells) else None
+    )
