@@ -1,9 +1,11 @@
+import math
 from collections import Counter
 
 import pytest
 from conftest import assert_says
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from pipeline.competition.splits import train_val_split
 from pipeline.errors import UserError
@@ -19,6 +21,26 @@ def test_stratified():
     assert sorted(train + val) == list(range(100))
     assert Counter(labels[row] for row in val) == {"cat": 8, "dog": 2}
     assert_says(how, "10 of 100", "stratified", "seed 42")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(2, 40), min_size=2, max_size=12),
+    st.floats(0.02, 0.95),
+    st.integers(0, 2**32 - 1),
+    st.randoms(use_true_random=False),
+)
+def test_the_rows_are_those_of_scikit_learn(counts, fraction, seed, random):
+    labels = [f"c{number}" for number, count in enumerate(counts) for _ in range(count)]
+    random.shuffle(labels)
+    _, val, how = train_val_split(labels, fraction, seed)
+    assume(len(val) >= len(counts) and "stratified" in how)
+    num_val = min(math.ceil(len(labels) * fraction - 1e-9), len(labels) - len(counts))
+    kept, held_out = train_test_split(
+        range(len(labels)), test_size=num_val, stratify=labels, random_state=seed
+    )
+    emptied = set(labels) - {labels[row] for row in kept}
+    assert val == sorted(set(held_out) - {labels.index(label) for label in emptied})
 
 
 def test_the_hold_out_is_rounded_up():
