@@ -1199,6 +1199,18 @@ def test_ids_of_several_images_are_found_although_many_have_none(tmp_path):
     )
 
 
+@pytest.mark.parametrize("missing", ["../../up", "p1/../../up", "a\x1b[2Jb"])
+def test_an_id_that_leads_elsewhere_gets_no_command(tmp_path, missing):
+    ids = [missing, *(f"p{number}" for number in range(11))]
+    two_classes(tmp_path)
+    for name in ("8", "9"):
+        (tmp_path / f"test/{name}.jpg").unlink()
+    touch(tmp_path, *(f"test/{name}.jpg" for name in ids[1:]))
+    write(tmp_path, sample_submission="id,label\n" + "".join(f"{name},cat\n" for name in ids))
+    message = refusal(tmp_path)
+    assert "without an image" in message and "touch" not in message
+
+
 @pytest.mark.parametrize("images", ["test/{}-1.jpg", "test/{}/1.jpg", "test/{}.jpg"])
 def test_a_few_test_ids_without_an_image_get_a_command_that_works(tmp_path, images):
     ids = [f"p{number}" for number in range(11)]

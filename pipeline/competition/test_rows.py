@@ -368,6 +368,8 @@ def _empty_files(ids: Sequence[str], resolved: Resolved, index: ImageIndex) -> s
     missing = [row_id.strip() for row_id, images in zip(ids, resolved.images, strict=True) if not images]
     if not 0 < len(missing) <= min(FEW * len(ids), MOST_FILES):
         return ""
+    if any("/" in row_id or not row_id.isprintable() for row_id in missing):  # of a foreign file: no path
+        return ""
     pairs = zip(ids, resolved.images, strict=True)
     around = filter(None, (_around(row_id.strip(), images[0]) for row_id, images in pairs if images))
     before, behind = next(around, ("", ""))
