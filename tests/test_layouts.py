@@ -1274,6 +1274,20 @@ def test_columns_that_may_name_groups_are_told_and_not_used(tmp_path):
         assert "data.group_column" not in said(notes_with(column, values)), column
 
 
+@pytest.mark.parametrize("endings, told", [(["green", "red"], True), (["1", "2"], False), (["red"], False)])
+def test_files_that_may_be_channels_are_told(tmp_path, endings, told):
+    touch(
+        tmp_path,
+        *(f"{part}_{end}.png" for part in ("train/a", "train/b", "test/c", "test/d") for end in endings),
+    )
+    write(tmp_path, train="Id,Target\na,cat\nb,dog\n", sample_submission="Id,Target\nc,cat\nd,cat\n")
+    competition = read_layout(tmp_path)
+    assert len(competition.train) == 2 * len(endings)
+    assert ("channels" in said(competition)) is told
+    if told:
+        assert_says(said(competition), "..._green", "..._red", "channels")
+
+
 def test_rows_that_deny_their_label_are_no_labels(tmp_path):
     touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
     rows = "".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,12 +53,32 @@ def train_notes(
     left = len([image for image in beside if image not in predicted])
     if left:
         notes.append(f"{counted(left, 'image')} without a label, not used")
+    if endings := _endings_of_each(labelled.images):
+        notes.append(
+            f"each id has the images {listed([f'..._{name}' for name in endings])}: each is predicted alone, "
+            "then their predictions are joined; if they are channels of one image, save them as one colour "
+            "image first"
+        )
     if target and target.kind == "multiclass":
         folded = Counter(composed(name).casefold() for name in target.names)
         alike = [name for name in target.names if folded[composed(name).casefold()] > 1]
         if alike:
             notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
     return lines + (["train: " + "; ".join(notes)] if notes else [])
+
+
+def _endings_of_each(images: Sequence[Sequence[str]]) -> list[str]:
+    """Return the names in which the images of an id differ, such as red and green; [] if ids have other ones.
+
+    Numbers are slices or photographs: [].
+    """
+    kinds = {tuple(sorted(_ending(image) for image in each)) for each in images if each}
+    endings = list(kinds.pop()) if len(kinds) == 1 else []
+    return endings if 1 < len(set(endings)) == len(endings) and all(map(str.isalpha, endings)) else []
+
+
+def _ending(image: str) -> str:
+    return re.split(r"[_\-. /]", image.rsplit(".", 1)[0])[-1]
 
 
 def test_notes(
