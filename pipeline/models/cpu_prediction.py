@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from pipeline.models import onednn
-from pipeline.models.half_weights import BY_PRODUCTS, is_held_linear, kept_dtype
+from pipeline.models.half_weights import BY_PRODUCTS, attend_in, is_held_linear, kept_dtype, set_attention
 
 IN_PIECES = "pieces"  # the name under which transformers finds our attention function
 PIECE_BYTES = 2_000_000  # scores of a piece: they stay in the cache of a core
@@ -36,21 +36,10 @@ def pack_frozen(model: nn.Module) -> int:
 
 def attend_in_pieces(model: nn.Module) -> int:
     """Compute attention in pieces (`attention`) where torch's fused kernel was used; return the number of
-    configs changed.
-
-    Not for text models: transformers makes no padding mask for an attention function that it does not know.
+    configs changed (`set_attention`).
     """
     AttentionInterface.register(IN_PIECES, _attend_in_pieces)
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    changed = [
-        config
-        for config in configs.values()
-        if getattr(config, "model_type", None) != "timm_wrapper"  # timm has its own attention
-        and getattr(config, "_attn_implementation", None) in BY_PRODUCTS
-    ]
-    for config in changed:
-        config._attn_implementation = IN_PIECES
-    return len(changed)
+    return set_attention(model, dict.fromkeys(BY_PRODUCTS, IN_PIECES))
 
 
 def attention(
@@ -105,10 +94,7 @@ def _attend_in_pieces(
     )
     if not possible:
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    bias = None if bias is None else bias.to(dtype)
-    output = attention(*(part.to(dtype) for part in (query, key, value)), bias, scale)
-    return output.transpose(1, 2).contiguous(), None
+    return attend_in(dtype, attention, query, key, value, bias, kwargs.get("scaling"))
 
 
 def _scores_shape(query: torch.Tensor) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -117,12 +117,19 @@ def attend_by_products(model: nn.Module, on: bool = True) -> int:
     """Turn attention by two batched matrix products (`ProductAttention`) on or off.
 
     Return the number of configs changed. It is used only in training under autocast, with results equal up to
-    rounding; prediction and float32 keep torch's fused kernel. 0 if the model cannot use it. Not for text
-    models: transformers makes no padding mask for an attention function that it does not know.
+    rounding. 0 if the model cannot use it.
     """
     for name in BY_PRODUCTS.values():
         AttentionInterface.register(name, _attend_by_products)
-    new_name = BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()}
+    return set_attention(model, BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()})
+
+
+def set_attention(model: nn.Module, new_name: Mapping[str, str]) -> int:
+    """Replace attention functions, from the name of the present one to that of a registered one.
+
+    Return the number of configs changed. Not for text models: transformers makes no padding mask for an
+    attention function that it does not know.
+    """
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     before = [
         (config, getattr(config, "_attn_implementation", None))
@@ -351,10 +358,7 @@ def _attend(
     )
     if not needs_own or kwargs.get("dropout"):
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    output = BiasedAttention.apply(
-        *(part.to(dtype) for part in (query, key, value, attention_mask)), kwargs["scaling"]
-    )
-    return output.transpose(1, 2).contiguous(), None
+    return attend_in(dtype, BiasedAttention.apply, query, key, value, attention_mask, kwargs["scaling"])
 
 
 def _attend_by_products(
@@ -376,7 +380,23 @@ def _attend_by_products(
         or query.shape[1] != key.shape[1]
     ):
         return _attend(module, query, key, value, attention_mask, **kwargs)
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    bias = None if attention_mask is None else attention_mask.to(dtype)
-    output = ProductAttention.apply(*(part.to(dtype) for part in (query, key, value)), bias, scale)
+    return attend_in(dtype, ProductAttention.apply, query, key, value, attention_mask, kwargs.get("scaling"))
+
+
+def attend_in(
+    dtype: torch.dtype,
+    compute: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float | None,
+) -> tuple[torch.Tensor, None]:
+    """Return `compute(query, key, value, bias, scale)` in `dtype`, in the form that transformers expects.
+
+    `scale` None: one over the root of the width.
+    """
+    bias = None if bias is None else bias.to(dtype)
+    scale = scale or query.shape[-1] ** -0.5
+    output = compute(*(part.to(dtype) for part in (query, key, value)), bias, scale)
     return output.transpose(1, 2).contiguous(), None
