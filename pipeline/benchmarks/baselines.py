@@ -83,21 +83,22 @@ def titled(kind: str, title: str) -> Callable[[Contender], Contender]:
 @titled("training", "ours")
 def our_training(work: Work) -> Callable[[], float]:
     """Train LoRA with the engine's own loop, without writing files."""
-    return _training(work, compiled=False)
+    return timed_training(work)
 
 
 @titled("training", "ours, compiled")
 def our_compiled_training(work: Work) -> Callable[[], float]:
     """Do the same with `compile: true`; the time for compiling is not counted."""
-    return _training(work, compiled=True)
+    return timed_training(work, compiled=True)
 
 
-def _training(work: Work, compiled: bool) -> Callable[[], float]:
+def timed_training(work: Work, compiled: bool = False, **values: Any) -> Callable[[], float]:
+    """Return one epoch of training with recipe `values`, which returns its mean loss."""
     from pipeline.training.attending import choose_attention, time_blocks
     from pipeline.training.compilation import run_step
     from pipeline.training.compute import Compute
 
-    task, many = our_task(work), 1_000_000  # as in a long run, which tries both ways of attention
+    task, many = our_task(work, **values), 1_000_000  # as in a long run, which tries both ways of attention
     size, rows = work.batch_size, len(work.labels)
     batches = [
         {

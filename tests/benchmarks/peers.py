@@ -17,7 +17,16 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.benchmarks.baselines import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, our_inference, titled
+from pipeline.benchmarks.baselines import (
+    LR,
+    MAX_GRAD_NORM,
+    NUM_CLASSES,
+    RANK,
+    Work,
+    our_inference,
+    timed_training,
+    titled,
+)
 from pipeline.engines import INT8
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
@@ -107,6 +116,18 @@ def timm_loop(work: Work) -> Callable[[], None]:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+
+    return run
+
+
+@titled("training", "ours, LoRA on the same layer as timm's loop")
+def ours_on_proj(work: Work) -> Callable[[], None]:
+    """Our loop with the adapter on attention's output layer: the work of `timm_loop`."""
+    lora = {"rank": RANK, "alpha": RANK, "dropout": 0.0, "targets": ["output"]}
+    epoch = timed_training(work, lora=lora)
+
+    def run() -> None:
+        epoch()
 
     return run
 
