@@ -23,7 +23,7 @@ TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
 TAKES_look := DATA OUTPUT RECIPE BACKBONE METRIC TARGET POSITIVE_CLASS NO_IMAGES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
-TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR ENGINE WHEELS MESSAGE NOTEBOOK TEST_IMAGES PUSH YES
+TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR ENGINE WHEELS MESSAGE NOTEBOOK PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
 TAKES_ablation := GRID DATASET DATA SOLUTION PARALLEL
 TAKES_report := MODEL RUN RUNS NO_IMAGES
@@ -97,8 +97,8 @@ look: $(SETUP)  ## make a page about the data before training, in look/NAME/ (DA
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
-kernel: $(SETUP)  ## make an offline Kaggle notebook of a run and test it here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= ENGINE=openvino|openvino-int8 WHEELS='a b' NOTEBOOK=1 TEST_IMAGES=1); PUSH=1 also uploads and submits it
-	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(call flag,TTA,--tta) $(call flag,PRIOR,--prior) $(call flag,ENGINE,--engine) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(TEST_IMAGES),--test-images) $(if $(PUSH),--push) $(if $(YES),--yes)
+kernel: $(SETUP)  ## make an offline Kaggle notebook of a run and test it here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= ENGINE=openvino|openvino-int8 WHEELS='a b' NOTEBOOK=1); PUSH=1 also uploads and submits it
+	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(call flag,TTA,--tta) $(call flag,PRIOR,--prior) $(call flag,ENGINE,--engine) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## compute every metric of predictions.csv from labels of the test images (SOLUTION=file PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)

@@ -27,7 +27,17 @@ from PIL import Image
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
-from pipeline.fetch import arrival, budget, containers, grey_range, install, pixels, staging, tf_examples
+from pipeline.fetch import (
+    arrival,
+    budget,
+    containers,
+    grey_range,
+    install,
+    originals,
+    pixels,
+    staging,
+    tf_examples,
+)
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 
@@ -179,7 +189,7 @@ def take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
                 "the original was changed"
             )
         hidden = {path.name for path in (tmp_path / "data").glob(".*")}
-        assert hidden <= {containers.CONVERTED}, "something hidden was left"
+        assert hidden <= {containers.CONVERTED, originals.ORIGINALS}, "something hidden was left"
         return capsys.readouterr().out
 
     return call
@@ -585,7 +595,8 @@ def test_pixel_columns_become_images_named_by_row(tmp_path, take):
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
     # What `make kernel` must know
-    assert containers.read_converted(tmp_path / "data") == "1 .csv (such as test.csv)"
+    converted = containers.read_converted(tmp_path / "data")
+    assert converted and converted.describe() == "1 .csv (such as test.csv)" and not converted.packages
 
 
 def test_rows_are_numbered_from_0_as_the_sample_does(tmp_path, take):
@@ -863,7 +874,7 @@ def test_one_array_an_image_stays_in_its_place(tmp_path, take):
     output = take(tmp_path / "kaggle")
     assert pixels_of(tmp_path / "data/train/a/a0.png").shape == (120, 30)
     assert "6 channels lie one below the other" in output and output.count("% of its values") == 1
-    assert not list((tmp_path / "data").rglob("*.npy"))
+    assert not [name for name in names(tmp_path / "data") if name.endswith(".npy") and name[0] != "."]
 
 
 def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take):
@@ -911,6 +922,8 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     assert names(tmp_path / "data") == sorted(
         [
             ".converted.json",
+            ".originals/sample_submission.csv",
+            *(f".originals/tfrecords-jpeg-{n}x{n}/test/00-{n}.tfrec" for n in (16, 32)),
             "sample_submission.csv",
             "train.csv",
             *(f"test/test{number}.png" for number in range(4)),
@@ -1004,7 +1017,7 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     assert a[1024 + 40 + 199 :].min() == 255
     assert abs(int(a[1024 + 40]) - 128) <= 1
     assert (b == 255 - a).all() and "window" in output
-    assert containers.read_converted(tmp_path / "data") == ""  # no image of a test part
+    assert containers.read_converted(tmp_path / "data") is None  # no image of a test part
 
 
 def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):

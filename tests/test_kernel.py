@@ -30,7 +30,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.data.dataset import cut
 from pipeline.data.question_batches import image_order
 from pipeline.errors import UserError
-from pipeline.fetch import containers
+from pipeline.fetch.containers import CONVERTED, Converted
 from pipeline.files import sha256
 from pipeline.folds.team import gather
 from pipeline.kernel import cards, sealed
@@ -96,6 +96,16 @@ def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path,
     assert theirs.ids == ours.ids
     np.testing.assert_array_equal(theirs.values, ours.values)
     assert carried.facts.metric == "accuracy"
+
+
+def test_a_bundle_says_how_the_test_set_was_converted(finished_run: Path, tmp_path: Path) -> None:
+    rule = {"low": [0.0], "high": [9.0], "says": "one range"}
+    converted = Converted({".npy": 2}, ["test/a.npy"], {"grey levels of NumPy files": rule}, ["pydicom"])
+    team = gather([finished_run / "run"])
+    make_bundle(team, tmp_path / "dataset", CompetitionFacts(), converted=converted)
+    assert open_bundle(tmp_path / "dataset").converted == converted
+    assert not make_bundle(team, tmp_path / "dataset", CompetitionFacts(), converted=converted).is_new
+    assert make_bundle(team, tmp_path / "dataset", CompetitionFacts()).is_new
 
 
 def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None:
@@ -1042,20 +1052,13 @@ def test_bad_flags_are_one_message(
         main([*given, *competition, *flags])
 
 
-def test_images_that_make_data_had_to_make_are_refused(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_an_older_make_data_made_are_refused(finished_run: Path, tmp_path: Path) -> None:
     data = shutil.copytree(finished_run / "data", tmp_path / "data")
-    before = containers.stand(finished_run / "data")
-    before |= {"train/9.dcm": (1, 1), "test/a.dcm": (1, 1), "test/b.dcm": (1, 1), "test.csv": (1, 1)}
-    containers.write_converted(data, before)
+    (data / CONVERTED).write_text('{"files": {".csv": 1, ".dcm": 2}, "examples": ["test.csv"]}')
     given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
-    with pytest.raises(UserError, match=r"1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*TEST_IMAGES=1"):
+    with pytest.raises(UserError, match=r"1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*`make data` again"):
         main([*given, "--competition", "glyphs"])
     assert not (tmp_path / "kernel").exists()
-    with pytest.raises(UserError, match="the competition is not known"):  # the next thing that is missing
-        main([*given, "--test-images"])
-    assert "converted from 1 .csv, 2 .dcm" in capsys.readouterr().out
 
 
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def convert(stage: Staged) -> None:
     stage.notes += unread[:5] + (
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
     )
-    stacks = [array for array in arrays if _is_stack(array, arrays)]
+    stacks = _stacks(stage, arrays)
     single = [
         array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)
     ]
@@ -152,6 +152,22 @@ def _planes_shape(shape: tuple[int, ...]) -> bool:
     )
 
 
+def _stacks(stage: Staged, arrays: list[_Array]) -> list[_Array]:
+    """Return the arrays that hold many images, also those of few images shaped like those of a larger one."""
+    sure, name = [array for array in arrays if _is_stack(array, arrays)], "shapes of stacks"
+    if not sure and name not in (stage.repeated or ()):
+        return []
+    shapes = stage.decide(
+        name, lambda: [list(shape) for shape in sorted({array.shape[1:] for array in sure})]
+    )
+    return [
+        array
+        for array in arrays
+        if array in sure
+        or (array.kind in "uifb" and len(array.shape) > 2 and list(array.shape[1:]) in shapes)
+    ]
+
+
 def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
     """Return True if an array holds many images: it has four dimensions, or three and few other files have
     three.
@@ -180,9 +196,9 @@ def _planes(image: np.ndarray) -> np.ndarray:
 
 def _write_files(stage: Staged, arrays: list[_Array]) -> None:
     survey = Survey()
-    for array in arrays[:: max(1, len(arrays) // SURVEYED_FILES)]:
+    for array in arrays[:: max(1, len(arrays) // SURVEYED_FILES)] if stage.repeated is None else ():
         survey.add(_planes(array.load()))
-    rule = survey.rule()
+    rule = stage.rule("grey levels of NumPy files", survey.rule)
     for array in tqdm(arrays, unit="image", desc=".npy", disable=None):
         planes = _planes(array.load())
         save(rule.apply(planes), array.path.with_suffix(".png"))
@@ -202,10 +218,10 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
 
 def _write_stacks(stage: Staged, stacks: list[_Array], vectors: list[_Array]) -> None:
     survey = Survey()
-    for array in stacks:
+    for array in stacks if stage.repeated is None else ():
         for image in _images(array):
             survey.add(_planes(image))
-    rule = survey.rule()
+    rule = stage.rule("grey levels of stacks", survey.rule)
     used: set[_Array] = set()
     for array in stacks:
         used |= _write_stack(stage, array, vectors, rule)

@@ -27,6 +27,7 @@ def convert(stage: Staged) -> None:
     """
     paths = sorted(stage.files((".bson",)), key=lambda path: -path.stat().st_size)
     written: dict[str, set[str]] = {}
+    stage.packages |= {"pymongo"} if paths else set()
     for path in paths:
         part = part_of(stage.shown(path))
         known = written.setdefault(part, set())

@@ -6,18 +6,21 @@ import importlib.util
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
 from pipeline.fetch.staged_rows import Staged, part_of, staged
 from pipeline.files import write_json
-from pipeline.shapes import COUNT, TEXT, Each, read_shaped
+from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.wording import listed
 
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
+_SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), "packages?": [TEXT]}
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
     ".bson": ("bson", "python -m pip install pymongo"),
@@ -72,24 +75,54 @@ def check_extras(source: Path) -> None:
             )
 
 
-def convert(root: Path) -> list[str]:
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion of containers to images.
+
+    `notes`: a line for each rule used. `decided`: what must be the same when other images of the set are
+    converted, by name (`Staged.decide`). `packages`: optional ones that it needed.
+    """
+
+    notes: list[str]
+    decided: dict[str, Any]
+    packages: list[str]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `make data` converted, except training files: their number by suffix, and a few names.
+
+    `decided`, `packages`: see `Conversion`; None if an older version of `make data` did not store them.
+    """
+
+    files: dict[str, int]
+    examples: list[str]
+    decided: dict[str, Any] | None
+    packages: list[str]
+
+    def describe(self) -> str:
+        """Return numbers and one name."""
+        counts = listed(f"{count:,} {suffix}" for suffix, count in self.files.items())
+        return f"{counts} (such as {listed(self.examples[:1])})"
+
+
+def convert(root: Path, repeated: Mapping[str, Any] | None = None) -> Conversion:
     """Convert everything below `root` that holds images but is not an image file.
 
-    Returns a line for each rule used.
-
-    A container is deleted once its images are written, so `root` must be a copy.
+    A container is deleted once its images are written, so `root` must be a copy. `repeated`: the decisions of
+    the conversion that made the training images, if these are other images of that set.
 
     Raises:
         UserError: a container is damaged or cut short, or an optional package is missing.
     """
     from pipeline.fetch import arrays, bson_files, dicom, json_bands, pixel_tables, tfrecords
 
-    stage = staged(root)
+    stage = staged(root, repeated)
     for reader in (dicom, tfrecords, bson_files, json_bands, pixel_tables, arrays):
         reader.convert(stage)
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
-    return stage.notes + _unread(stage)
+    return Conversion(stage.notes + _unread(stage), stage.decided, sorted(stage.packages))
 
 
 def stand(root: Path) -> dict[str, tuple[int, int]]:
@@ -106,11 +139,12 @@ def stand(root: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
+def write_converted(root: Path, before: dict[str, tuple[int, int]], done: Conversion) -> list[str]:
     """Record in `root` which of its files (state `before`) were converted: on Kaggle they are still
     containers.
 
-    Files of the training part are left out. Without other files nothing is written.
+    Return their relative paths. Files of the training part are left out. Without other files nothing is
+    written.
     """
     after = stand(root)
     gone = [
@@ -121,26 +155,29 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
     gone.sort(key=lambda name: part_of(name) != "test")
     counts = Counter(suffix_of(name) for name in gone)
     if gone:
-        write_json(root / CONVERTED, {"files": dict(sorted(counts.items())), "examples": gone[:3]})
+        write_json(
+            root / CONVERTED,
+            {
+                "files": dict(sorted(counts.items())),
+                "examples": gone[:3],
+                "decided": done.decided,
+                "packages": done.packages,
+            },
+        )
+    return gone
 
 
-def read_converted(data_dir: Path) -> str:
-    """Describe which files of `data_dir`, except training ones, `make data` converted; empty if there are
-    none.
+def read_converted(data_dir: Path) -> Converted | None:
+    """Return which files of `data_dir`, except training ones, `make data` converted; None if there are none.
 
     Raises:
         UserError: the record is damaged.
     """
     path = data_dir / CONVERTED
     if not path.is_file():
-        return ""
-    noted = read_shaped(
-        path,
-        {"files": Each(COUNT), "examples": [TEXT]},
-        "delete it if Kaggle has these images as image files",
-    )
-    counts = listed(f"{count:,} {suffix}" for suffix, count in noted["files"].items())
-    return f"{counts} (such as {listed(noted['examples'][:1])})"
+        return None
+    noted = read_shaped(path, _SHAPE, "run `make data` on the download again, into another folder")
+    return Converted(noted["files"], noted["examples"], noted.get("decided"), noted.get("packages", []))
 
 
 def _sweep(folder: Path, root: Path) -> None:

@@ -4,6 +4,10 @@ for the set.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import save
+from pipeline.fetch.pixels import new_file, save
 from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
@@ -20,7 +24,8 @@ SUFFIXES = (".dcm", ".dicom", ".dic")
 WINDOW = ("WindowCenter", "WindowWidth")
 SURVEYED = 200  # files that are read for the grey range, spread over the set
 INSTALL = "python -m pip install pydicom"
-MORE = "python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")  # of compressed files
+MORE = f"python -m pip install {' '.join(DECODERS)}"
 
 
 def is_dicom(path: Path) -> bool:
@@ -54,29 +59,59 @@ def convert(stage: Staged) -> None:
         )
     if not paths:
         return
-    pydicom = _pydicom(len(paths))
-    rule, failed = Rule((0,), (1,), ""), {}
-    windowed, survey = all(_has_window(data) for path in paths if (data := _header(path))), Survey()
-    for path in [] if windowed else paths[:: max(1, len(paths) // SURVEYED)]:
-        try:
-            for frame in _frames(pydicom.dcmread(path)):
-                if frame.shape[0] == 1:
-                    survey.add(frame)
-        except Exception:  # reported below, where every file is read
-            continue
+    pydicom, failed = _pydicom(len(paths)), {}
+    windowed = stage.decide("windows of DICOM files", lambda: all(map(_has_window, _headers(paths))))
+    says, rule = "the window of each file (VOI LUT)", Rule((0,), (1,), "")
     if not windowed:
-        rule = survey.rule()
+        rule = stage.rule("grey levels of DICOM files", lambda: _survey(paths).rule())
+        says = rule.says
     for path in tqdm(paths, unit="image", desc="DICOM", disable=None):
         try:
-            images = _images(pydicom.dcmread(path), rule, windowed)
+            data = pydicom.dcmread(path)
+            images = _images(data, rule, windowed)
         except Exception as error:  # pydicom and its decoders raise many types on damaged files
             failed[path] = " ".join(str(error).split()) or type(error).__name__
             continue
+        stage.packages |= _needed(data)
         for number, planes in enumerate(images):
             name = f"{_stem(path)}_{number}" if len(images) > 1 else _stem(path)
             save(planes, path.with_name(f"{name}.png"))
         path.unlink()
-    _report(stage, paths, failed, "the window of each file (VOI LUT)" if windowed else rule.says)
+    _report(stage, paths, failed, says)
+    if stage.repeated is not None:  # as any damaged image: its id gets the class frequencies of training
+        for path in failed:
+            new_file(path.with_name(f"{_stem(path)}.png")).close()
+            path.unlink()
+
+
+def _survey(paths: list[Path]) -> Survey:
+    """Return the grey range of some files, spread over the set."""
+    import pydicom
+
+    survey = Survey()
+    for path in paths[:: max(1, len(paths) // SURVEYED)]:
+        try:
+            for frame in _frames(pydicom.dcmread(path)):
+                if frame.shape[0] == 1:
+                    survey.add(frame)
+        except Exception:  # reported later, where every file is read
+            continue
+    return survey
+
+
+def _needed(data: Any) -> set[str]:
+    """Return the installed packages that reading this file needs, or may need if it is compressed."""
+    syntax = getattr(data.file_meta, "TransferSyntaxUID", None)
+    decoders = DECODERS if syntax is not None and syntax.is_compressed else ()
+    return {"pydicom", *(name for name in decoders if _is_installed(name))}
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def _report(stage: Staged, paths: list[Path], failed: dict[Path, str], says: str) -> None:
@@ -109,14 +144,13 @@ def _pydicom(count: int) -> Any:
     return pydicom
 
 
-def _header(path: Path) -> Any:
-    """Return the tags of a file without its pixels; None if it cannot be read, which is reported later."""
+def _headers(paths: list[Path]) -> Iterator[Any]:
+    """Yield the tags of each file without its pixels. Files that cannot be read are reported later."""
     import pydicom
 
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except Exception:  # pydicom raises many types on damaged files
-        return None
+    for path in paths:
+        with suppress(Exception):  # pydicom raises many types on damaged files
+            yield pydicom.dcmread(path, stop_before_pixels=True)
 
 
 def _has_window(data: Any) -> bool:

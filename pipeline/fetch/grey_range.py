@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,11 @@ class Rule:
     low: tuple[float, ...]
     high: tuple[float, ...]
     says: str
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> Rule:
+        """Return the rule that was stored as `asdict(rule)` in JSON."""
+        return Rule(tuple(values["low"]), tuple(values["high"]), values["says"])
 
     def apply(self, planes: np.ndarray) -> np.ndarray:
         """Return grey levels (C, H, W) uint8 of numbers (C, H, W). NaN becomes 0; infinity is clipped."""

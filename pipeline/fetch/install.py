@@ -17,7 +17,7 @@ from pipeline.competition.facts import SET_RECORD, write_slug
 from pipeline.competition.folders import unpack_command
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
-from pipeline.fetch import arrival, containers, public_sets, set_layout, staging
+from pipeline.fetch import arrival, containers, originals, public_sets, set_layout, staging
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
 from pipeline.lock import holding_folder
@@ -148,8 +148,11 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
         notes = staging.stage(source, unfinished)
         notes += [line] if (line := staging.unwrap(unfinished)) else []
         before = containers.stand(unfinished)
-        notes += containers.convert(unfinished)
-        containers.write_converted(unfinished, before)
+        originals.keep_originals(unfinished)
+        done = containers.convert(unfinished)
+        converted = containers.write_converted(unfinished, before, done)
+        notes += done.notes
+        notes += [line] if (line := originals.drop_originals(unfinished, converted)) else []
         staging.own_tables(unfinished)
         if not any(unfinished.iterdir()):
             raise UserError(f"{source} holds no file")

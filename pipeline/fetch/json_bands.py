@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import Shape, channels_rule, save, shape_of
+from pipeline.fetch.pixels import Shape, channels_rule, save
 from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed
 
@@ -46,7 +46,9 @@ def convert(stage: Staged) -> None:
     found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
     if not found:
         return
-    found = [replace(bands, keys=_in_order_of(found[0].keys, bands.keys)) for bands in found]
+    # The order of keys in JSON means nothing, but training and test images need the same one
+    first = stage.decide("bands of numbers", lambda: found[0].keys)
+    found = [replace(bands, keys=_in_order_of(first, bands.keys)) for bands in found]
     survey, others = Survey(), {}
     for bands in found:
         problems: list[str] = []
@@ -61,7 +63,7 @@ def convert(stage: Staged) -> None:
             capped(problems, "rows are incomplete"),
             f"{stage.shown(bands.path)} holds rows that are not images:",
         )
-    rule = survey.rule()
+    rule = stage.rule("grey levels of bands", survey.rule)
     for bands in found:
         _write(stage, bands, others[bands.path], rule)
     colours = channels_rule(len(found[0].keys))
@@ -69,7 +71,7 @@ def convert(stage: Staged) -> None:
 
 
 def _in_order_of(first: list[str], keys: list[str]) -> list[str]:
-    """Return `keys` in the order of the `first` file, because the order of keys in JSON means nothing."""
+    """Return `keys` in the order of the `first` file, if it has the same ones."""
     return list(first) if set(first) == set(keys) else keys
 
 
@@ -135,7 +137,7 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     if first[0].ndim == 2:
         shape = Shape(*first[0].shape)
     else:
-        shape = shape_of(usual, np.stack([np.nan_to_num(values.ravel()) for values in first]))
+        shape = stage.shape(usual, np.stack([np.nan_to_num(values.ravel()) for values in first]))
     if shape is None:
         stage.notes.append(
             f"{stage.shown(path)}: not turned into images: height and width of {usual:,} numbers a band are "

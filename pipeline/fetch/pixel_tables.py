@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.competition.folders import plain_name, suffix_of
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import Shape, save, shape_of
+from pipeline.fetch.pixels import Shape, save
 from pipeline.fetch.staged_rows import (
     Staged,
     cell_text,
@@ -80,10 +80,11 @@ def convert(stage: Staged) -> None:
     for table in tables:
         for others, values in _chunks(stage, table):
             rows[table.path] += others
-            for row in values:
+            for row in values if stage.repeated is None else ():
                 survey.add(table.shape.planes(row))
-    rule = survey.rule(by_channel=False)
+    rule = stage.rule("grey levels of tables", lambda: survey.rule(by_channel=False))
     for table in tables:
+        stage.packages |= {"pyarrow"} if suffix_of(table.path.name) == ".parquet" else set()
         _write(stage, table, rows[table.path], rule)
     stage.notes.append(f"pixels of tables: {rule.says}")
 
@@ -150,7 +151,7 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
     values = _whole_rows(head, pixels, cell, count)
     if not _are_pixels(stage, pixels, cell, values, head, others):
         return None
-    shape = Shape(*size) if size else shape_of(count, values)
+    shape = Shape(*size) if size else stage.shape(count, values)
     if shape is None:
         stage.notes.append(
             f"{stage.shown(path)}: not turned into images: height and width of {count:,} numbers a row are "

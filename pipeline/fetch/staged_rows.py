@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
+from pipeline.fetch.grey_range import Rule
+from pipeline.fetch.pixels import Shape, shape_of
 from pipeline.files import versioned
 from pipeline.tables import load_table, write_table
-from pipeline.wording import capped, counted
+from pipeline.wording import capped, counted, listed
 
 TABLES = (".csv", ".tsv")
 ID_NAMES = tuple("id imageid image imagename imgid idcode filename file fileid name index uuid guid".split())
@@ -34,16 +37,20 @@ def part_of(path: str) -> str:
 class Staged:
     """A folder whose containers are turned into images.
 
-    `sample`: the sample submission; `ids`: its ids, in order.
+    `sample`: the sample submission; `ids`: its ids, in order. `repeated`: what an earlier conversion of the
+    same set decided from all its images, and this one repeats (`decide`); None: this is the first one.
     """
 
     root: Path
+    repeated: Mapping[str, Any] | None = None
     sample: Path | None = None
     id_column: str = "id"
     ids: list[str] = field(default_factory=list)
     image_names: set[str] = field(default_factory=set)  # names and stems of the existing image files
     # for the user: rules used, and files not turned into images
     notes: list[str] = field(default_factory=list)
+    decided: dict[str, Any] = field(default_factory=dict)  # what this conversion decided
+    packages: set[str] = field(default_factory=set)  # optional ones that it needed
     # tables that this code wrote: columns and rows
     written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
     _listing: list[Path] = field(default_factory=list)
@@ -65,15 +72,44 @@ class Staged:
         """Return the path of a file for messages."""
         return path.relative_to(self.root).as_posix()
 
+    def decide(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return the decision called `name`, a value of JSON: of the earlier conversion, else `find()`.
+
+        Raises:
+            UserError: the earlier conversion had nothing to decide under this name.
+        """
+        if self.repeated is not None and name not in self.repeated:
+            known = listed(sorted(self.repeated)) or "nothing"
+            raise UserError(
+                f"the set holds {name}, but `make data` converted other files (it decided about {known}): "
+                "run `make data` on the newest download, then train again"
+            )
+        self.decided[name] = find() if self.repeated is None else self.repeated[name]
+        return self.decided[name]
+
+    def rule(self, name: str, find: Callable[[], Rule]) -> Rule:
+        """Return the grey range of the images called `name`; see `decide`."""
+        return Rule.read(self.decide(name, lambda: asdict(find())))
+
+    def shape(self, count: int, rows: np.ndarray) -> Shape | None:
+        """Return `shape_of(count, rows)`, or what it was the first time; see `decide`."""
+
+        def find() -> tuple[int, int, str] | None:
+            found = shape_of(count, rows)
+            return astuple(found) if found else None
+
+        known = self.decide(f"images of {count:,} numbers", find)
+        return Shape(*known) if known else None
+
     def has_images(self, names: Sequence[str]) -> bool:
         """Return True if nearly all of `names` are image files already."""
         there = sum(name in self.image_names for name in names)
         return bool(names) and there >= 0.9 * len(names)
 
 
-def staged(root: Path) -> Staged:
+def staged(root: Path, repeated: Mapping[str, Any] | None = None) -> Staged:
     """Read the state of the folder `root` before anything in it is turned into images."""
-    found = Staged(root)
+    found = Staged(root, repeated)
     for path in found.files(tuple(IMAGE_SUFFIXES)):
         found.image_names |= {path.name, path.stem}
     samples = [

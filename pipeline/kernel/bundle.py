@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.competition.facts import CompetitionFacts
 from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError, raise_all
+from pipeline.fetch.containers import Converted
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
 from pipeline.folds.decisions import read_decision
 from pipeline.folds.finishing import check_prior
@@ -95,10 +96,12 @@ def make_bundle(
     python: str = "",
     options: Options = Options(),
     limit: int = LIMIT_BYTES,
+    converted: Converted | None = None,
 ) -> Bundle:
     """Write the bundle of a team into `folder`. An existing bundle made from the same files is kept.
 
-    `wheels`: packages to ship, for that version of `python` ("3.11").
+    `wheels`: packages to ship, for that version of `python` ("3.11"). `converted`: which test files `make
+    data` converted, and how.
 
     Raises:
         UserError: a model has no class names; weights are damaged; views or prior do not fit the models; the
@@ -116,6 +119,7 @@ def make_bundle(
             f"but Kaggle allows {human_size(limit)}: use fewer members, or a smaller model"
         )
     together = _together(team, options)
+    together["converted"] = asdict(converted) if converted else None
     if options.engine == INT8:
         together["quantized"] = [required(run)["files"] for run in runs]
     key = _key(runs, sources, facts, wheels, python, together)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.competition.facts import CompetitionFacts
 from pipeline.engines import TORCH
 from pipeline.errors import UserError, raise_all
+from pipeline.fetch.containers import Converted
 from pipeline.files import read_json, sha256
 from pipeline.folds.prior import ESTIMATE
 from pipeline.folds.team import Leaf, Named, Team
@@ -24,6 +25,7 @@ class Carried:
     """The content of the bundle in `folder`.
 
     `prior`: a file, `estimate` or None; `decision`: auto or off; `engine`: one of `pipeline.engines`.
+    `converted`: which test files `make data` converted to images; None: none.
     """
 
     folder: Path
@@ -33,6 +35,7 @@ class Carried:
     prior: str | None
     decision: str
     engine: str = TORCH
+    converted: Converted | None = None
 
 
 def check_bundle(bundle: Path) -> dict:
@@ -91,6 +94,7 @@ def open_bundle(bundle: Path) -> Carried:
         prior,
         manifest["decision"],
         manifest.get("engine", TORCH),
+        Converted(**manifest["converted"]) if manifest.get("converted") else None,
     )
 
 

@@ -100,11 +100,6 @@ def parse_flags(argv: list[str] | None, description: str | None) -> argparse.Nam
         help="Kaggle's Python, for --wheels (default: %(default)s)",
     )
     parser.add_argument(
-        "--test-images",
-        action="store_true",
-        help="the hidden test set holds image files, though `make data` converted the ones here",
-    )
-    parser.add_argument(
         "--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)"
     )
     parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")

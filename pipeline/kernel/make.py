@@ -20,7 +20,7 @@ from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
 from pipeline.errors import UserError, run_command
-from pipeline.fetch.containers import read_converted
+from pipeline.fetch.containers import Converted, read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     check_belongs(team.first.target, competition, team.first.path)
     check_prior(team, args.prior)
     check_engine(team.first, args.engine)  # before the bundle is made
-    check_readable(args.data, args.test_images)
+    converted = convertible(args.data)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
         raise UserError(
@@ -94,10 +94,18 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             )
         options = Options(_views(args, team, competition, stages), args.prior, args.decision, args.engine)
         bundle = make_bundle(
-            team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options
+            team,
+            folder / "dataset",
+            read_facts(args.data),
+            args.wheels,
+            args.python,
+            options,
+            converted=converted,
         )
         print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
-        settings = _settings(args, slug, names, team, bundle)
+        if converted:
+            print(f"           the kernel converts the hidden test set as here: {converted.describe()}")
+        settings = _settings(args, slug, names, team, bundle, converted)
         code_file = write_kernel(folder, names, settings, args.notebook, args.accelerator, stages)
         write_json(bundle.folder / DATASET_METADATA, dataset_metadata(names))
         check_kernel(folder / "kernel", names, slug)
@@ -107,10 +115,11 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             flush=True,
         )
         script = sha256(code_file)
-        cost = _rehearse(
+        cost, converting = _rehearse(
             folder, code_file, script, bundle, names, settings, team, competition, options, stages
         )
-        lines = forecast(cost, args.images, settings.hours, has_gpu=args.accelerator != "none")
+        has_gpu = args.accelerator != "none"
+        lines = forecast(cost, args.images, settings.hours, has_gpu, converting)
         print("\n".join(f"           {line}" for line in lines), flush=True)
         if not args.push:
             print(by_hand(folder, names, slug))
@@ -121,24 +130,21 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     return 0
 
 
-def check_readable(data_dir: Path, as_images: bool) -> None:
-    """Check that a kernel can read the hidden test set. `as_images`: the user says that it holds image files.
+def convertible(data_dir: Path) -> Converted | None:
+    """Return which test files `make data` converted to images and how, so that the kernel converts the hidden
+    ones in the same way; None if it converted none.
 
     Raises:
-        UserError: `make data` converted the images here from other files.
+        UserError: an older version of `make data` converted them and did not record how.
     """
     converted = read_converted(data_dir)
-    if converted and not as_images:
+    if converted and converted.decided is None:
         raise UserError(
-            f"{data_dir}: `make data` converted {converted} to images. On Kaggle the hidden test set has the "
-            "original form, and a kernel does not convert: it would end without a submission. If the hidden "
-            "test set does hold image files: TEST_IMAGES=1 (--test-images)"
+            f"{data_dir}: an older `make data` converted {converted.describe()} to images and did not record "
+            "how. On Kaggle the hidden test set has the original form, and the kernel must convert it in the "
+            "same way: run `make data` again into another folder (DATA=), and train on that"
         )
-    if converted:
-        print(
-            f"           note: images here were converted from {converted}; --test-images says that Kaggle "
-            "has image files"
-        )
+    return converted
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
@@ -187,7 +193,14 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
     return tuple(known["views"])
 
 
-def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bundle: Bundle) -> Settings:
+def _settings(
+    args: argparse.Namespace,
+    slug: str,
+    names: Names,
+    team: Team,
+    bundle: Bundle,
+    converted: Converted | None,
+) -> Settings:
     needs_timm = any(
         read_object(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper"
         for leaf in team.leaves
@@ -203,6 +216,7 @@ def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bun
         args.precision,
         needs_timm,
         tuple(args.wheels),
+        tuple(converted.packages) if converted else (),
     )
 
 
@@ -253,9 +267,9 @@ def _rehearse(
     competition: Competition,
     options: Options,
     stages: Stages,
-) -> float:
-    """Rehearse the kernel, unless that was done with these files. Return the floating-point operations for
-    one row. `script`: the digest of the code file.
+) -> tuple[float, float]:
+    """Rehearse the kernel, unless that was done with these files. Return the floating-point operations and
+    the seconds of conversion for one row. `script`: the digest of the code file.
 
     Raises:
         UserError: the rehearsal failed, or the code file changed meanwhile.
@@ -282,10 +296,11 @@ def _rehearse(
             "file": sha256(done.file),
             "notes": list(done.notes),
             "cost": cost_of([leaf.run for leaf in team.leaves], competition, options.views),
+            "converting": done.converting,
         }
         stages.note("rehearsal", **known)
         print("\n".join(f"           {note}" for note in done.notes), flush=True)
-    return known["cost"]
+    return known["cost"], known.get("converting", 0.0)
 
 
 def by_hand(folder: Path, names: Names, slug: str) -> str:

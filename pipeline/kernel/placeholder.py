@@ -5,14 +5,13 @@ test rows.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.competition.facts import own_files
 from pipeline.competition.folders import is_table
 from pipeline.competition.rows import Competition, Row
+from pipeline.fetch.originals import files_below
 from pipeline.files import read_json
 from pipeline.tables import load_table, write_table
 
@@ -30,7 +29,7 @@ def make_placeholder(competition: Competition, folder: Path, rows: int = ROWS) -
     tests = [row for row in competition.test if row.id in set(kept)]
     left_out = {row.path for row in competition.test} - {row.path for row in tests}
     sample = competition.form.path if competition.form else None
-    for path in _files(root):
+    for path in files_below(root):
         target = folder / path.relative_to(root)
         if path in left_out or (path.parent == root and path.name in own_files(root)):
             continue
@@ -41,17 +40,6 @@ def make_placeholder(competition: Competition, folder: Path, rows: int = ROWS) -
             _cut_questions(path, target, tests)
         else:
             target.symlink_to(path.resolve())
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Yield every file below `root` that is not hidden; a folder with several links to it is entered once."""
-    seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            seen.add(real)
-            yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
 
 
 def _cut_table(path: Path, target: Path, competition: Competition, kept: set[str]) -> None:

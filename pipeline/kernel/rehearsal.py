@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
+from pipeline.fetch.originals import ORIGINALS
 from pipeline.files import human_time, sha256, write_text
 from pipeline.folds.team import Team
 from pipeline.folds.views import averaged_logits
@@ -34,17 +35,21 @@ MACHINES = {
     **CPU,
 }
 _RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
+_CONVERTED = re.compile(r"^.+ converted in ([\d.]+) s$", re.MULTILINE)
 _SHOWN = 15  # number of last log lines in a message
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """The result of the rehearsal. `rate`: rows per second over all members; 0 if not measured."""
+    """The result of the rehearsal. `rate`: rows per second over all members; 0 if not measured. `converting`:
+    seconds for one row that the conversion to images took; 0: there was none.
+    """
 
     file: Path  # submission.csv of the whole test set
     rate: float
     memory: str
     notes: tuple[str, ...]
+    converting: float = 0.0
 
 
 def rehearse(
@@ -58,7 +63,7 @@ def rehearse(
     options: Options,
 ) -> Rehearsed:
     """Run `code_file` on three placeholder rows, then on the whole test set, once in each of Kaggle's two
-    folder layouts.
+    folder layouts. The whole test set has its original form, if `make data` kept that.
 
     The content of `folder` is replaced.
 
@@ -77,7 +82,9 @@ def rehearse(
     (first / "input" / base).symlink_to(bundle.folder.resolve())
     placeholder = _run(script, first, competition, bundle)
     second = folder / "whole"
-    for place, target in (("competitions", competition.root), (f"datasets/{names.owner}", bundle.folder)):
+    originals = competition.root / ORIGINALS
+    whole_set = originals if originals.is_dir() else competition.root
+    for place, target in (("competitions", whole_set), (f"datasets/{names.owner}", bundle.folder)):
         (second / "input" / place).mkdir(parents=True)
         link = slug if place == "competitions" else base
         (second / "input" / place / link).symlink_to(target.resolve())
@@ -108,12 +115,20 @@ def rehearse(
         f"the file is inference.py's, byte for byte ({sha256(made)[:12]})",
         f"{rate:.3g} rows a second here, peak memory {found[1] if found else 'not known'}",
     )
-    return Rehearsed(made, rate, found[1] if found else "", notes)
+    seconds = _CONVERTED.search(whole.output)
+    if seconds:
+        notes = (f"the test set was converted from its original form, as on Kaggle: {seconds[0]}", *notes)
+    elif bundle.manifest["converted"]:
+        notes = ("NOT REHEARSED: converting the test set; its original files are not kept here", *notes)
+    converting = float(seconds[1]) / max(1, len(competition.test)) if seconds else 0.0
+    return Rehearsed(made, rate, found[1] if found else "", notes, converting)
 
 
-def forecast(cost: float, num_rows: int, hours: float, has_gpu: bool = True) -> list[str]:
+def forecast(
+    cost: float, num_rows: int, hours: float, has_gpu: bool = True, converting: float = 0.0
+) -> list[str]:
     """Return lines that estimate the time for `num_rows` rows at `cost` floating-point operations a row (all
-    members). Without a GPU only the CPU is named.
+    members). Without a GPU only the CPU is named. `converting`: seconds of a row, measured here.
     """
     lines = [
         f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each, without decoding; speeds "
@@ -126,6 +141,8 @@ def forecast(cost: float, num_rows: int, hours: float, has_gpu: bool = True) -> 
             beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies"
         needed = human_time(seconds) if seconds >= 1 else "under 1 s"
         lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {needed}{beyond}")
+    if converting:
+        lines.append(f"  before that, converting them to images: {human_time(num_rows * converting)} as here")
     return lines
 
 

@@ -33,6 +33,7 @@ class Settings:
     precision: str = "auto"
     needs_timm: bool = False
     wheels: tuple[str, ...] = ()  # requirements shipped in the bundle
+    readers: tuple[str, ...] = ()  # packages that convert the test set to images
 
 
 def script_text(settings: Settings) -> str:
@@ -129,7 +130,9 @@ def _filled(text: str, settings: Settings) -> str:
         "@PRECISION@": settings.precision,
         "@COMPETITION@": settings.competition,
         "@BUNDLE@": settings.digest,
-        "@NEEDS@": oldest_versions(settings.needs_timm) | _shipped(settings.wheels),
+        "@NEEDS@": oldest_versions(settings.needs_timm)
+        | dict.fromkeys(settings.readers, "0")
+        | _shipped(settings.wheels),
     }
     for mark, value in values.items():
         text = text.replace(mark, repr(value).replace("'", '"'))

@@ -1,0 +1,218 @@
+"""The hidden test set of a code competition is converted to images as `make data` converted the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from pipeline.competition.layout import read_layout
+from pipeline.errors import UserError
+from pipeline.fetch import install, originals
+from pipeline.fetch.containers import CONVERTED, read_converted
+from pipeline.fetch.originals import ORIGINALS, as_images
+from pipeline.kernel import make
+from pipeline.tables import write_table
+from tests.test_containers import dicom, grey, names, pixels_of, png, put, record, sample
+
+SIZE = 24
+TRAIN = {f"a{number}": grey(number, SIZE) * 3.5 - 100 for number in range(8)}
+TEST = {f"b{number}": grey(number + 40, SIZE) * 3.5 - 100 for number in range(3)}
+# The first is a training image. The others are much brighter: they must not change its grey levels
+HIDDEN = {"h0": TRAIN["a3"]} | {f"h{number}": TRAIN["a3"] * 9 for number in range(1, 5)}
+Images = dict[str, np.ndarray]
+
+
+def labels(root: Path) -> None:
+    write_table(root / "train.csv", ["id", "label"], [(name, n % 2) for n, name in enumerate(TRAIN)])
+
+
+def tables(root: Path, part: str, images: Images) -> None:
+    columns = ["id", *(["label"] if part == "train" else []), *(f"pixel{n}" for n in range(SIZE * SIZE))]
+    label = lambda number: [number % 2] if part == "train" else []  # noqa: E731
+    rows = [[name, *label(number), *image.ravel()] for number, (name, image) in enumerate(images.items())]
+    write_table(root / f"{part}.csv", columns, rows)
+
+
+def parquet(root: Path, part: str, images: Images) -> None:
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        [image.ravel() for image in images.values()], columns=[f"pixel_{n}" for n in range(SIZE * SIZE)]
+    )
+    frame.insert(0, "id", list(images))
+    frame.to_parquet(root / f"{part}_image_data_0.parquet")
+    labels(root)
+
+
+def bands(root: Path, part: str, images: Images) -> None:
+    """The test rows have their bands in another order: it means nothing in JSON."""
+    keys = ("band_1", "band_2") if part == "train" else ("band_2", "band_1")
+    rows = []
+    for number, (name, image) in enumerate(images.items()):
+        values = {"band_1": image.ravel().tolist(), "band_2": (image / 2).ravel().tolist()}
+        label = {"label": number % 2} if part == "train" else {}
+        rows.append({"id": name, **{key: values[key] for key in keys}, **label})
+    put(root / f"{part}.json", json.dumps(rows))
+
+
+def stacks(root: Path, part: str, images: Images) -> None:
+    np.save(root / f"{part}.npy", np.stack(list(images.values())))
+    np.save(root / f"{part}_ids.npy", np.array(list(images)))
+    labels(root)
+
+
+def array_files(root: Path, part: str, images: Images) -> None:
+    for name, image in images.items():
+        (root / part).mkdir(exist_ok=True)
+        np.save(root / part / f"{name}.npy", image)
+    labels(root)
+
+
+def dicom_files(root: Path, part: str, images: Images) -> None:
+    for name, image in images.items():
+        dicom(root / part / f"{name}.dcm", np.maximum(image, 0).astype(np.uint16))
+    labels(root)
+
+
+def dicom_windows(root: Path, part: str, images: Images) -> None:
+    for number, (name, image) in enumerate(images.items()):
+        window = {"WindowCenter": 300 + 10 * number, "WindowWidth": 500}
+        window = window if name != "h0" else {"WindowCenter": 330, "WindowWidth": 500}  # that of a3
+        dicom(root / part / f"{name}.dcm", np.maximum(image, 0).astype(np.uint16), **window)
+    labels(root)
+
+
+def records(root: Path, part: str, images: Images) -> None:
+    rows = [
+        record({"id": name.encode(), "image": png(image.astype(np.uint8)), "class": 1})
+        for name, image in images.items()
+    ]
+    put(root / part / "00.tfrec", b"".join(rows))
+    labels(root)
+
+
+def documents(root: Path, part: str, images: Images) -> None:
+    bson = pytest.importorskip("bson")
+    rows = [{"_id": name, "imgs": [png(image.astype(np.uint8))]} for name, image in images.items()]
+    put(root / f"{part}.bson", b"".join(map(bson.encode, rows)))
+    labels(root)
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Callable[..., Path]:
+    """`make data FROM=` of a download of that kind: the data folder."""
+
+    def call(write: Callable[[Path, str, Images], None]) -> Path:
+        download(tmp_path / "download", write, TEST)
+        install.main(["--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")])
+        return tmp_path / "data"
+
+    return call
+
+
+def download(root: Path, write: Callable[[Path, str, Images], None], test: Images) -> Path:
+    root.mkdir()
+    write(root, "train", TRAIN)
+    write(root, "test", test)
+    sample(root, list(test))
+    return root
+
+
+KINDS = [
+    *(tables, parquet, bands, stacks, array_files),
+    *(dicom_files, dicom_windows, records, documents),
+]
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_hidden_images_get_the_grey_levels_of_training(write, tmp_path, taken) -> None:
+    data = taken(write)
+    hidden = download(tmp_path / "hidden", write, HIDDEN)
+    before = {path: path.stat().st_mtime_ns for path in hidden.rglob("*")}
+    images = as_images(hidden, read_converted(data))
+    assert names(images / "test") == [f"{name}.png" for name in HIDDEN]
+    assert (pixels_of(images / "test/h0.png") == pixels_of(data / "train/a3.png")).all()
+    assert not (images / "train").exists(), "training images are not needed"
+    assert [row.id for row in read_layout(images, need="test").test] == list(HIDDEN)
+    assert {path: path.stat().st_mtime_ns for path in hidden.rglob("*")} == before
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_the_kept_originals_give_the_same_files_again(write, taken) -> None:
+    data = taken(write)
+    images = as_images(data / ORIGINALS, read_converted(data))
+    for name in TEST:
+        path = f"test/{name}.png"
+        assert (images / path).read_bytes() == (data / path).read_bytes()
+    assert (images / "sample_submission.csv").read_bytes() == (data / "sample_submission.csv").read_bytes()
+
+
+def test_packages_that_convert_are_recorded(taken) -> None:
+    converted = read_converted(taken(dicom_files))
+    assert converted and converted.packages == ["pydicom"]
+
+
+def test_a_damaged_hidden_file_becomes_an_image_that_cannot_be_read(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    hidden = download(tmp_path / "hidden", dicom_files, HIDDEN)
+    (hidden / "test/h2.dcm").write_bytes((hidden / "test/h2.dcm").read_bytes()[:-500])
+    images = as_images(hidden, read_converted(data))
+    assert (images / "test/h2.png").stat().st_size == 0
+    assert [row.id for row in read_layout(images, need="test").test] == list(HIDDEN)
+
+
+def test_a_test_set_of_images_is_used_as_it_is(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    hidden = tmp_path / "hidden"
+    for name, image in HIDDEN.items():
+        put(hidden / f"test/{name}.png", png(image.astype(np.uint8)))
+    assert as_images(hidden, read_converted(data)) == hidden
+    assert as_images(hidden, None) == hidden
+
+
+def test_files_of_another_kind_than_here_are_refused(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    with pytest.raises(UserError, match=r"NumPy files.*windows of DICOM files"):
+        as_images(download(tmp_path / "hidden", array_files, HIDDEN), read_converted(data))
+
+
+def test_large_originals_are_not_kept(taken, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(originals, "MOST_BYTES", 1000)
+    data = taken(dicom_files)
+    assert not (data / ORIGINALS).exists() and (data / CONVERTED).exists()
+    assert "will not rehearse their conversion" in capsys.readouterr().out
+
+
+def test_a_download_of_images_keeps_no_originals(tmp_path, taken) -> None:
+    def files(root: Path, part: str, images: Images) -> None:
+        for name, image in images.items():
+            put(root / part / f"{name}.png", png(image.astype(np.uint8)))
+        labels(root)
+
+    data = taken(files)
+    assert not (data / ORIGINALS).exists() and not (data / CONVERTED).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [dicom_files, bands])
+def test_a_kernel_converts_the_hidden_test_set(write, tmp_path, taken, tiny_backbone, capsys) -> None:
+    """The rehearsal has the test set in its original form; its file must be that of inference.py."""
+    data, run = taken(write), tmp_path / "run"
+    few = ["--epochs", "1", "--batch-size", "4", "--accumulation-steps", "1"]
+    given = ["--data", str(data), "--backbone", str(tiny_backbone), "--output", str(run)]
+    assert train.main([*given, *few, "--metric", "accuracy"]) == 0
+    given = ["--model", str(run), "--data", str(data), "--output", str(tmp_path / "kernel")]
+    assert make.main([*given, "--competition", "glyphs", "--batch-size", "2"]) == 0
+    printed = capsys.readouterr().out
+    converted = 3 if write is dicom_files else 1
+    assert re.search(rf"original form, as on Kaggle: {converted} files? converted in \d", printed)
+    assert "before that, converting them to images: " in printed
+    needs = re.search(r"^NEEDS = (.+)$", (tmp_path / "kernel/kernel/kernel.py").read_text(), re.MULTILINE)
+    assert needs and ('"pydicom": "0"' in needs[1]) == (write is dicom_files)
