@@ -113,7 +113,7 @@ def stack(root: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
         return None
 
     whole = [target for target in stacks if target not in damaged]
-    for target, error in zip(whole, _in_threads(join, whole, most_pixels), strict=False):
+    for target, error in zip(whole, _in_threads(join, whole, most_pixels), strict=True):
         if isinstance(error, _Damaged):
             damaged[target] = error.reasons
         elif error:
