@@ -216,8 +216,10 @@ def test_an_rgb_file_of_one_channel_is_that_channel(tmp_path, join, suffix):
 def test_files_with_colours_are_refused_by_name(tmp_path, join):
     hpa(tmp_path / "kaggle")
     photo = np.stack([plane(200), plane(120), plane(40)], axis=-1)
-    for name in ("train/b-2_green.png", "test/y_red.png"):
-        write(tmp_path / "kaggle" / name, photo)
+    mark = np.full((20, 16, 3), 240, np.uint8)
+    mark[5:9, 5:9] = (200, 60, 60)  # small, and all around it is nearly white
+    for name, pixels in (("train/b-2_green.png", photo), ("test/y_red.png", mark)):
+        write(tmp_path / "kaggle" / name, pixels)
     message = refused(join, tmp_path / "kaggle")
     assert "train/b-2_green.png holds colours" in message and "test/y_red.png holds colours" in message
 

@@ -29,8 +29,8 @@ ENDING = re.compile(rf"(.*[^{SEPARATORS}])[{SEPARATORS}]+([^{SEPARATORS}]+)")
 SURVEYED = 512  # images of more than 8 bits that are read for the grey range, spread over the set
 PIXELS_AT_ONCE = 32_000_000  # of all threads together; three channels as float64 are 800 MB
 SHOWN = 20  # images with colours that are found before the command ends: as many as an error lists
-# A plane of an RGB file is grey if it differs from the brightest one by so much of its mean, on average, and
-# dark if its mean is so much of that. JPEG files of one colour leak a little into the other planes.
+# A plane of an RGB file equals the brightest one if it differs from it, on average, by at most so much of its
+# standard deviation, and is dark if its mean is so much of its mean. JPEG files leak a little between planes.
 ALIKE, DARK = 0.05, 0.2
 
 
@@ -356,6 +356,6 @@ def _brightest(pixels: np.ndarray) -> np.ndarray | None:
     for plane in {0, 1, 2} - {top}:
         if means[plane] > 1 + DARK * means[top]:
             apart = np.abs(pixels[..., plane].astype(np.int16) - pixels[..., top]).mean()
-            if apart > 1 + ALIKE * means[top]:
+            if apart > 1 + ALIKE * pixels[..., top].std():
                 return None
     return pixels[..., top]
