@@ -35,14 +35,15 @@ WINGS = {
     ),
     "submission": "write belonging origin solution grading answer_grading score",
     "kaggle": "token reply cli remembered ledger begun preflight submit",
-    "fetch": (
-        "addresses budget archives sessions transfer download whole release_file release_contents "
-        "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows "
-        "pixel_tables json_bands arrays tf_examples tfrecords bson_files dicom containers originals install"
-    ),
     "data": (
         "metadata opening intensity images transforms crops cache loader policies sampling mixing "
         "dataset tokenizer question_batches"
+    ),
+    "fetch": (
+        "addresses budget archives sessions transfer download whole release_file release_contents "
+        "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows "
+        "channels "
+        "pixel_tables json_bands arrays tf_examples tfrecords bson_files dicom containers originals install"
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "

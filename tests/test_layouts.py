@@ -1288,6 +1288,34 @@ def test_files_that_may_be_channels_are_told(tmp_path, endings, told):
         assert_says(said(competition), "..._green", "..._red", "channels")
 
 
+@pytest.mark.parametrize(
+    ("endings", "there", "command", "words"),
+    [
+        (("green", "red"), (), "make data FROM={0} DATA={0}-rgb CHANNELS=red,green", "first: make"),
+        (("dapi", "Green"), ("-rgb", "-rgb2"), "FROM={0} DATA={0}-rgb3 CHANNELS=Green,dapi", "first: make"),
+        (("blue", "green", "red", "yellow"), (), "CHANNELS=red,green,blue", "yellow is left out"),
+        (("a", "b", "c", "d"), (), "CHANNELS=a,b,c", "choose which of a, b, c, d"),
+    ],
+)
+def test_the_command_that_joins_channels_is_told(tmp_path, endings, there, command, words):
+    root = tmp_path / "hpa"
+    touch(root, *(f"train/{image}_{end}.png" for image in "ab" for end in endings))
+    write(root, train="Id,Target\na,cat\nb,dog\n")
+    for name in there:
+        (tmp_path / f"hpa{name}").mkdir()
+    notes = said(read_layout(root, need="train"))
+    assert_says(notes, words)
+    assert any(line.endswith(command.format(root)) for line in notes.splitlines())
+
+
+def test_the_command_that_joins_channels_is_for_python_where_make_would_read_the_name(tmp_path):
+    root = tmp_path / "a $b"
+    touch(root, *(f"train/{image}_{end}.png" for image in "ab" for end in ("red", "green")))
+    write(root, train="Id,Target\na,cat\nb,dog\n")
+    command = f"python -m pipeline.fetch.install --from '{root}' --data '{root}-rgb' --channels red,green"
+    assert_says(said(read_layout(root, need="train")), command)
+
+
 def test_rows_that_deny_their_label_are_no_labels(tmp_path):
     touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdef"), "test/8.jpg", "test/9.jpg")
     rows = "".join(

@@ -296,10 +296,23 @@ def mv_command(path: Path) -> str:
 def unpack_command(root: Path) -> str:
     """Return the command that unpacks `root`, a folder or an archive, into a new folder beside it."""
     root = root if root.name else root.resolve()
-    into = root.with_name(f"{root.name.split('.')[0] or root.name}-unpacked")
-    if re.search(r"[^\w@%+=:,./ -]", f"{root}{into}"):  # make would interpret such characters
-        return f"python -m pipeline.fetch.install --from {quote(str(root))} --data {quote(str(into))}"
-    return f"make data FROM={quote(str(root))} DATA={quote(str(into))}"
+    return _data_command(root, root.with_name(f"{root.name.split('.')[0] or root.name}-unpacked"))
+
+
+def join_command(root: Path, channels: Sequence[str]) -> str:
+    """Return the command that joins files of one channel each into images, in a new folder beside `root`."""
+    root = root if root.name else root.resolve()
+    into, given, number = root.with_name(f"{root.name}-rgb"), quote(",".join(channels)), 2
+    while into.exists():
+        into, number = root.with_name(f"{root.name}-rgb{number}"), number + 1
+    command = _data_command(root, into)
+    return f"{command} CHANNELS={given}" if command.startswith("make ") else f"{command} --channels {given}"
+
+
+def _data_command(source: Path, into: Path) -> str:
+    if re.search(r"[^\w@%+=:,./ -]", f"{source}{into}"):  # make would interpret such characters
+        return f"python -m pipeline.fetch.install --from {quote(str(source))} --data {quote(str(into))}"
+    return f"make data FROM={quote(str(source))} DATA={quote(str(into))}"
 
 
 def check_whole(folder: DataFolder, names: Iterable[str]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from pipeline.competition.folders import DataFolder
+from pipeline.competition.folders import DataFolder, join_command
 from pipeline.competition.ids import composed
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.sources import Sources
@@ -53,17 +54,17 @@ def train_notes(
     left = len([image for image in beside if image not in predicted])
     if left:
         notes.append(f"{counted(left, 'image')} without a label, not used")
-    if endings := _endings_of_each(labelled.images):
-        notes.append(
-            f"each id has the images {listed([f'..._{name}' for name in endings])}: each is predicted alone, "
-            "then their predictions are joined; if they are channels of one image, save them as one colour "
-            "image first"
-        )
     if target and target.kind == "multiclass":
         folded = Counter(composed(name).casefold() for name in target.names)
         alike = [name for name in target.names if folded[composed(name).casefold()] > 1]
         if alike:
             notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
+    if endings := _endings_of_each(labelled.images):  # the last note, because it ends with a command
+        notes.append(
+            f"each id has the images {listed([f'..._{name}' for name in endings])}: each is predicted alone, "
+            "then their predictions are combined; if they are channels of one image, "
+            + _how_to_join(folder.root, endings)
+        )
     return lines + (["train: " + "; ".join(notes)] if notes else [])
 
 
@@ -75,6 +76,22 @@ def _endings_of_each(images: Sequence[Sequence[str]]) -> list[str]:
     kinds = {tuple(sorted(_ending(image) for image in each)) for each in images if each}
     endings = list(kinds.pop()) if len(kinds) == 1 else []
     return endings if 1 < len(set(endings)) == len(endings) and all(map(str.isalpha, endings)) else []
+
+
+def _how_to_join(root: Path, endings: Sequence[str]) -> str:
+    """Return the end of a sentence: how to make one image of the files with these endings, with the
+    command.
+    """
+    colours = ("red", "green", "blue")
+    order = sorted(endings, key=lambda name: ([*colours, name.casefold()].index(name.casefold()), name))
+    chosen, left = order[:3], order[3:]
+    if not left:
+        more = ""
+    elif [name.casefold() for name in chosen] == list(colours):
+        more = f" (an image has three; {listed(left)} {'is' if len(left) == 1 else 'are'} left out)"
+    else:
+        more = f" (an image has three: choose which of {', '.join(order)})"
+    return f"join them first{more}: {join_command(root, chosen)}"
 
 
 def _ending(image: str) -> str:

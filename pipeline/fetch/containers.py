@@ -6,13 +6,14 @@ import importlib.util
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
+from pipeline.fetch.grey_range import Rule
 from pipeline.fetch.staged_rows import Staged, part_of, staged
 from pipeline.files import write_json
 from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
@@ -20,6 +21,7 @@ from pipeline.wording import listed
 
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
+JOINED, JOINED_LEVELS = "joined channels", "grey levels of joined channels"  # decisions
 _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), "packages?": [TEXT]}
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
@@ -80,12 +82,14 @@ class Conversion:
     """A conversion of containers to images.
 
     `notes`: a line for each rule used. `decided`: what must be the same when other images of the set are
-    converted, by name (`Staged.decide`). `packages`: optional ones that it needed.
+    converted, by name (`Staged.decide`). `packages`: optional ones that it needed. `joined`: relative paths
+    of image files of one channel each, which are joined and gone.
     """
 
     notes: list[str]
     decided: dict[str, Any]
     packages: list[str]
+    joined: list[str]
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,14 @@ class Converted:
         return f"{counts} (such as {listed(self.examples[:1])})"
 
 
-def convert(root: Path, repeated: Mapping[str, Any] | None = None) -> Conversion:
+def convert(
+    root: Path, repeated: Mapping[str, Any] | None = None, channels: Sequence[str] = ()
+) -> Conversion:
     """Convert everything below `root` that holds images but is not an image file.
 
     A container is deleted once its images are written, so `root` must be a copy. `repeated`: the decisions of
-    the conversion that made the training images, if these are other images of that set.
+    the conversion that made the training images, if these are other images of that set. `channels`: endings
+    of image files that are joined into one image each (`fetch.channels.stack`).
 
     Raises:
         UserError: a container is damaged or cut short, or an optional package is missing.
@@ -122,7 +129,25 @@ def convert(root: Path, repeated: Mapping[str, Any] | None = None) -> Conversion
         reader.convert(stage)
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
-    return Conversion(stage.notes + _unread(stage), stage.decided, sorted(stage.packages))
+    notes, joined = stage.notes + _unread(stage), []
+    if names := channels or _channels_again(root, repeated):
+        from pipeline.fetch.channels import stack
+
+        known = (repeated or {}).get(JOINED_LEVELS)
+        done = stack(root, names, Rule.read(known) if known else None)
+        notes, joined = notes + done.notes, done.gone
+        stage.decided |= {JOINED: list(names), JOINED_LEVELS: asdict(done.rule) if done.rule else None}
+    return Conversion(notes, stage.decided, sorted(stage.packages), joined)
+
+
+def _channels_again(root: Path, repeated: Mapping[str, Any] | None) -> list[str]:
+    """Return the channels that an earlier conversion joined, if `root` holds such files."""
+    names = (repeated or {}).get(JOINED)
+    if not names:
+        return []
+    from pipeline.fetch.channels import are_there
+
+    return names if are_there(root, names) else []
 
 
 def stand(root: Path) -> dict[str, tuple[int, int]]:
@@ -146,7 +171,7 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]], done: Conver
     Return their relative paths. Files of the training part are left out. Without other files nothing is
     written.
     """
-    after = stand(root)
+    after, before = stand(root), before | dict.fromkeys(done.joined, (0, 0))
     gone = [
         name
         for name, stood in sorted(before.items())

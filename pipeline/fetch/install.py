@@ -8,6 +8,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -53,32 +54,52 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="target folder (default: data, for a public set data/NAME)"
     )
+    parser.add_argument(
+        "--channels",
+        metavar="NAMES",
+        help="join files of one channel each into one image: red,green,blue joins ID_red.png, ID_green.png "
+        "and ID_blue.png; one to three names",
+    )
     parser.add_argument("--yes", action="store_true", help="allow a folder that holds other files")
     args = parser.parse_args(argv)
+    channels = _channels(args)
     data_dir = args.data or (Path("data") / args.dataset if args.dataset is not None else Path("data"))
     with holding_folder(data_dir, "name another folder with --data"):
-        _install(args, data_dir)
+        _install(args, data_dir, channels)
     return 0
 
 
-def _install(args: argparse.Namespace, data_dir: Path) -> None:
+def _channels(args: argparse.Namespace) -> list[str]:
+    if args.channels is None:
+        return []
+    if args.dataset is not None:
+        raise UserError(
+            f"--channels (CHANNELS=) is for your download and for Kaggle's; {args.dataset} has colour images"
+        )
+    from pipeline.fetch import channels
+
+    return channels.names_of(args.channels)
+
+
+def _install(args: argparse.Namespace, data_dir: Path, channels: list[str]) -> None:
     if args.dataset is not None:
         install_set(args.dataset, data_dir, yes=args.yes)
     elif args.source is not None:
-        take(args.source.expanduser(), data_dir, yes=args.yes)
+        take(args.source.expanduser(), data_dir, yes=args.yes, channels=channels)
     else:
         slug = cli.clean_slug(args.competition)
         if not arrival.arriving(_work_dir(data_dir, slug)):
             raise_all(
                 [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
             )
-        install(slug, data_dir)
+        install(slug, data_dir, channels)
 
 
-def take(source: Path, data_dir: Path, yes: bool = False) -> None:
+def take(source: Path, data_dir: Path, yes: bool = False, channels: Sequence[str] = ()) -> None:
     """Make `data_dir` a competition folder from a download (a folder, an archive or a file), which is not
     changed.
 
+    `channels`: endings of files that are joined into one image each, see `fetch.channels.stack`.
     Content that an earlier call prepared or began to move is used if `source` has not changed since.
 
     Raises:
@@ -88,11 +109,8 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
     """
     _check_source(source, data_dir)
     work_dir = data_dir / FROM_DIR
-    record, begun = arrival.fingerprint(source), arrival.arriving(work_dir)
-    if begun and begun["source"].get("path") != record["path"]:
-        raise UserError(
-            f"{data_dir} holds a part of {begun['source'].get('path')}; finish that first: {begun['command']}"
-        )
+    record, begun = arrival.fingerprint(source) | _asked(channels), arrival.arriving(work_dir)
+    _check_begun(begun, record, data_dir)
     if not begun:
         raise_all(
             _no_room(data_dir, source.name or str(source.resolve()), yes, besides=source),
@@ -100,7 +118,8 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
         )
         if not _is_ready(work_dir, record):
             _make_ready(source, work_dir, record)
-    _arrive(work_dir, data_dir, {"source": record, "command": _command("from", str(source), data_dir)})
+    command = _command("from", str(source), data_dir, channels)
+    _arrive(work_dir, data_dir, {"source": record, "command": command})
     print(f"{source} is in {data_dir}; {source} was not changed")
     _tell(data_dir, work_dir)
 
@@ -116,6 +135,11 @@ def _check_source(source: Path, data_dir: Path) -> None:
         raise UserError(
             f"{source} is a device or a pipe; FROM= (--from) must be an existing folder or archive"
         )
+    if (source / containers.CONVERTED).is_file():
+        raise UserError(
+            f"{source} holds images that `make data` made from other files, and how is recorded in it only: "
+            "FROM= (--from) must be the download itself"
+        )
     folder, into = source.resolve(), data_dir.resolve()
     if folder == into or folder in into.parents:
         raise UserError(
@@ -124,8 +148,20 @@ def _check_source(source: Path, data_dir: Path) -> None:
         )
 
 
-def _command(kind: str, value: str, data_dir: Path) -> str:
-    return f"python -m pipeline.fetch.install --{kind} {quote(value)} --data {quote(str(data_dir))}"
+def _asked(channels: Sequence[str]) -> dict[str, Any]:
+    return {"channels": list(channels)} if channels else {}
+
+
+def _check_begun(begun: dict[str, Any] | None, record: dict[str, Any], data_dir: Path) -> None:
+    """Check that a move that was interrupted is that of this command."""
+    if begun and any(begun["source"].get(key) != record.get(key) for key in ("path", "slug", "channels")):
+        source = begun["source"].get("path") or begun["source"].get("slug")
+        raise UserError(f"{data_dir} holds a part of {source}; finish that first: {begun['command']}")
+
+
+def _command(kind: str, value: str, data_dir: Path, channels: Sequence[str]) -> str:
+    joined = f" --channels {quote(','.join(channels))}" if channels else ""
+    return f"python -m pipeline.fetch.install --{kind} {quote(value)} --data {quote(str(data_dir))}{joined}"
 
 
 def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
@@ -149,7 +185,7 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
         notes += [line] if (line := staging.unwrap(unfinished)) else []
         before = containers.stand(unfinished)
         originals.keep_originals(unfinished)
-        done = containers.convert(unfinished)
+        done = containers.convert(unfinished, channels=record.get("channels", ()))
         converted = containers.write_converted(unfinished, before, done)
         notes += done.notes
         notes += [line] if (line := originals.drop_originals(unfinished, converted)) else []
@@ -239,21 +275,24 @@ def _set_there(data_dir: Path) -> str | None:
     return value.get("dataset") if isinstance(value, dict) else None
 
 
-def install(slug: str, data_dir: Path) -> None:
+def install(slug: str, data_dir: Path, channels: Sequence[str] = ()) -> None:
     """Download a competition, unpack it, move it into `data_dir`, and print how it is read.
 
-    A partial download stays in a hidden folder of `data_dir`; the next call resumes it.
+    A partial download stays in a hidden folder of `data_dir`; the next call resumes it. `channels`: endings
+    of files that are joined into one image each, see `fetch.channels.stack`.
 
     Raises:
         UserError: Kaggle refused, an archive is broken, or a name is taken; nothing was moved.
         Interrupted: Ctrl-C.
     """
     work_dir = _work_dir(data_dir, slug)
-    if not arrival.arriving(work_dir) and not _is_ready(work_dir, {"slug": slug}):
+    record, begun = {"slug": slug} | _asked(channels), arrival.arriving(work_dir)
+    _check_begun(begun, record, data_dir)
+    if not begun and not _is_ready(work_dir, record):
         _download(slug, work_dir / "archive")
         archive = _one_archive(work_dir / "archive")
         try:
-            _make_ready(archive, work_dir, {"slug": slug})
+            _make_ready(archive, work_dir, record)
         except UserError as error:
             raise UserError(
                 f"{error}\nThe download stays there; delete {archive} to download it again"
@@ -261,9 +300,8 @@ def install(slug: str, data_dir: Path) -> None:
     if (work_dir / arrival.READY / REMEMBERED).exists() and not arrival.arriving(work_dir):
         theirs = work_dir / arrival.READY / REMEMBERED
         theirs.rename(files.versioned(theirs))
-    _arrive(
-        work_dir, data_dir, {"source": {"slug": slug}, "command": _command("competition", slug, data_dir)}
-    )
+    command = _command("competition", slug, data_dir, channels)
+    _arrive(work_dir, data_dir, {"source": record, "command": command})
     write_slug(data_dir, slug)
     print(f"{slug} is in {data_dir}; `make submit` takes its name from {data_dir / REMEMBERED}")
     _tell(data_dir, work_dir)
