@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +18,13 @@ from pipeline.data.opening import BadImage, opened
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.archives import check_room
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import channels_rule, save
+from pipeline.fetch.pixels import channels_rule, in_threads, save
 from pipeline.wording import counted, listed, nearest
 
 COLOURS = ["red", "green", "blue"]
 SEPARATORS = r"_\-. "  # between the name of an image and of its channel; a folder for each image is one too
 ENDING = re.compile(rf"(.*[^{SEPARATORS}])[{SEPARATORS}]+([^{SEPARATORS}]+)")
 SURVEYED = 512  # images of more than 8 bits that are read for the grey range, spread over the set
-PIXELS_AT_ONCE = 32_000_000  # of all threads together; three channels as float64 are 800 MB
 SHOWN = 20  # images with colours that are found before the command ends: as many as an error lists
 # A plane of an RGB file equals the brightest one if it differs from it, on average, by at most so much of its
 # standard deviation, and is dark if its mean is so much of its mean. JPEG files leak a little between planes.
@@ -128,7 +125,8 @@ def stack(root: Path, names: Sequence[str], known: Rule | None = None) -> Joined
         return None
 
     whole = [target for target in stacks if target not in damaged]
-    for target, error in zip(whole, _in_threads(join, whole, most_pixels), strict=True):
+    done = in_threads(join, whole, "joining channels", most_pixels)
+    for target, error in zip(whole, done, strict=True):
         if isinstance(error, _Damaged):
             damaged[target] = error.reasons
         elif error:
@@ -174,19 +172,6 @@ def _remove(one: _Stack, target: Path, names: Sequence[str]) -> list[Path]:
     if taken[0].parent != target.parent and not any(taken[0].parent.iterdir()):
         taken[0].parent.rmdir()
     return taken
-
-
-def _in_threads(
-    work: Callable[[Path], Exception | None], targets: Sequence[Path], most_pixels: int
-) -> Iterator[Exception | None]:
-    """Yield what `work` returns for each target. There are fewer threads where the images are large."""
-    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, PIXELS_AT_ONCE // most_pixels))) as pool:
-        try:  # threads are enough: decoding and encoding release the GIL
-            yield from tqdm(
-                pool.map(work, targets), "joining channels", len(targets), unit="image", disable=None
-            )
-        finally:  # Ctrl-C, or the caller needs no more
-            pool.shutdown(cancel_futures=True)
 
 
 def _colours(names: Sequence[str]) -> str:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import new_file, save
+from pipeline.fetch.pixels import in_threads, new_file, save
 from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 WINDOW = ("WindowCenter", "WindowWidth")
+USUAL_PIXELS = 4_000_000  # of a radiograph
 SURVEYED = 200  # files that are read for the grey range, spread over the set
 INSTALL = "python -m pip install pydicom"
 DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")  # of compressed files
@@ -65,18 +65,24 @@ def convert(stage: Staged) -> None:
     if not windowed:
         rule = stage.rule("grey levels of DICOM files", lambda: _survey(paths).rule())
         says = rule.says
-    for path in tqdm(paths, unit="image", desc="DICOM", disable=None):
+
+    def write(path: Path) -> tuple[set[str], str]:
+        """Return the packages that the file needed, and why it cannot be read."""
         try:
             data = pydicom.dcmread(path)
             images = _images(data, rule, windowed)
         except Exception as error:  # pydicom and its decoders raise many types on damaged files
-            failed[path] = " ".join(str(error).split()) or type(error).__name__
-            continue
-        stage.packages |= _needed(data)
+            return set(), " ".join(str(error).split()) or type(error).__name__
         for number, planes in enumerate(images):
             name = f"{_stem(path)}_{number}" if len(images) > 1 else _stem(path)
             save(planes, path.with_name(f"{name}.png"))
         path.unlink()
+        return _needed(data), ""
+
+    for path, (needed, problem) in zip(paths, in_threads(write, paths, "DICOM", USUAL_PIXELS), strict=True):
+        stage.packages |= needed
+        if problem:
+            failed[path] = problem
     _report(stage, paths, failed, says)
     if stage.repeated is not None:  # as any damaged image: its id gets the class frequencies of training
         for path in failed:

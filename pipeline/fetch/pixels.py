@@ -5,16 +5,22 @@ save.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from pipeline.errors import UserError
 
 SMALLEST_SIDE = 8
+PIXELS_AT_ONCE = 32_000_000  # of all threads together; three channels as float64 are 800 MB
+Found = TypeVar("Found")
 CLEARLY = 0.75  # the best arrangement must have at most this share of the next best one's roughness
 ENCODED = {
     b"\xff\xd8\xff": ".jpg",
@@ -117,6 +123,20 @@ def save(planes: np.ndarray, path: Path) -> None:
     """
     with new_file(path) as file:
         Image.fromarray(as_rgb(planes)).save(file, "PNG", compress_level=3)
+
+
+def in_threads(
+    work: Callable[[Path], Found], paths: Sequence[Path], words: str, most_pixels: int
+) -> Iterator[Found]:
+    """Yield what `work` returns for each path, in their order, with a progress bar called `words`.
+
+    `most_pixels`: of the largest image. There are fewer threads where images are large.
+    """
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, PIXELS_AT_ONCE // most_pixels))) as pool:
+        try:  # threads are enough: decoding and encoding release the GIL
+            yield from tqdm(pool.map(work, paths), words, len(paths), unit="image", disable=None)
+        finally:  # Ctrl-C, or the caller needs no more
+            pool.shutdown(cancel_futures=True)
 
 
 def new_file(path: Path) -> IO[bytes]:
