@@ -26,6 +26,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from pipeline.models.attention_functions import attend_by_products
 from pipeline.models.autograd import (
     AdaptedLinear,
     BiasedAttention,
@@ -37,7 +38,6 @@ from pipeline.models.autograd import (
 )
 from pipeline.models.dropout import Dropout
 from pipeline.models.half_weights import (
-    attend_by_products,
     cache_frozen_bias,
     checkpoint_layers,
     exact_head,

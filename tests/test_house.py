@@ -47,8 +47,8 @@ WINGS = {
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "
-        "adapter_settings adapter_starts adapter_files lora onednn autograd half_weights cpu_prediction "
-        "compiled_blocks attention_maps openvino_model int8_model encoders fusion"
+        "adapter_settings adapter_starts adapter_files lora onednn autograd attention_functions half_weights "
+        "cpu_prediction compiled_blocks attention_maps openvino_model int8_model encoders fusion"
     ),
     "training": (
         "image_sizes optim memory checkpoint resume processes compute hard_rows losses predict "

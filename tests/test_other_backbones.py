@@ -29,6 +29,7 @@ from transformers import (
 import inference
 import train
 from pipeline.errors import UserError
+from pipeline.models.attention_functions import attend_by_products
 from pipeline.models.backbones import (
     head_name,
     load_backbone,
@@ -36,7 +37,6 @@ from pipeline.models.backbones import (
     rebuild_backbone,
     save_backbone,
 )
-from pipeline.models.half_weights import attend_by_products
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
 

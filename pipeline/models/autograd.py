@@ -26,6 +26,17 @@ def source_of(x: torch.Tensor) -> Any | None:
     return x.grad_fn if hasattr(x.grad_fn, "remake") else None
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """Return the half precision of autocast on x's device; None without autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def kept_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """Return the half precision in which a rewrite stores tensors; None where torch's own layer runs."""
+    return None if torch.compiler.is_compiling() else autocast_dtype(x)
+
+
 class Norm(Function):
     """Layer norm, computed in float32 and returned in `dtype`; its input is stored in `dtype`."""
 

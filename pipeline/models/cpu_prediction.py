@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AttentionInterface
 
 from pipeline.models import onednn
-from pipeline.models.half_weights import BY_PRODUCTS, attend_in, is_held_linear, kept_dtype, set_attention
+from pipeline.models.attention_functions import BY_PRODUCTS, attend_in, set_attention
+from pipeline.models.autograd import kept_dtype
+from pipeline.models.half_weights import is_held_linear
 
 IN_PIECES = "pieces"  # the name under which transformers finds our attention function
 PIECE_BYTES = 2_000_000  # scores of a piece: they stay in the cache of a core

@@ -11,7 +11,7 @@ the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -24,14 +24,15 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models import onednn
+from pipeline.models.attention_functions import TRAINED_BIAS, attend
 from pipeline.models.autograd import (
     AdaptedLinear,
-    BiasedAttention,
     FrozenLinear,
     Gelu,
     Linear,
     Norm,
-    ProductAttention,
+    autocast_dtype,
+    kept_dtype,
     source_of,
 )
 
@@ -41,8 +42,6 @@ PRE_NORM = ("BeitLayer", "ViTLayer", "DeiTLayer", "SwinLayer", "Dinov2Layer", "D
 # MLPs that are fc2(activation_fn(fc1(x)))
 PLAIN_MLP = ("BeitMLP", "ViTMLP", "DeiTMLP", "SwinMLP", "Dinov2MLP")
 ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not start at a multiple of 8 numbers
-TRAINED_BIAS = "sdpa_trained_bias"  # names under which transformers finds our attention functions
-BY_PRODUCTS = {"sdpa": "products", TRAINED_BIAS: "products_trained_bias"}
 
 
 def use_half_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -109,39 +108,8 @@ def keep_less(model: nn.Module) -> None:
         elif type(module) is nn.Linear and module.weight.requires_grad and not hasattr(module, "is_exact"):
             module.forward = MethodType(_linear, module)
         elif type(module).__name__ == "BeitModel" and module.config._attn_implementation == "sdpa":
-            AttentionInterface.register(TRAINED_BIAS, _attend)
+            AttentionInterface.register(TRAINED_BIAS, attend)
             module.config._attn_implementation = TRAINED_BIAS
-
-
-def attend_by_products(model: nn.Module, on: bool = True) -> int:
-    """Turn attention by two batched matrix products (`ProductAttention`) on or off.
-
-    Return the number of configs changed. It is used only in training under autocast, with results equal up to
-    rounding. 0 if the model cannot use it.
-    """
-    for name in BY_PRODUCTS.values():
-        AttentionInterface.register(name, _attend_by_products)
-    return set_attention(model, BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()})
-
-
-def set_attention(model: nn.Module, new_name: Mapping[str, str]) -> int:
-    """Replace attention functions, from the name of the present one to that of a registered one.
-
-    Return the number of configs changed. Not for text models: transformers makes no padding mask for an
-    attention function that it does not know.
-    """
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [
-        (config, getattr(config, "_attn_implementation", None))
-        for config in configs.values()
-        if getattr(config, "model_type", None) != "timm_wrapper"  # timm has its own attention
-    ]
-    if not any(name in new_name for _, name in before):
-        return 0
-    # Every one, outer ones first: setting one (SigLIP's) sets those inside it too
-    for config, name in before:
-        config._attn_implementation = new_name.get(name, name)
-    return sum(name in new_name for _, name in before)
 
 
 def exact_head(model: nn.Module, head: str) -> None:
@@ -212,8 +180,8 @@ def _remember(
         # Read each time: it may have been moved, reloaded, or replaced by functional_call
         table = module.relative_position_bias_table
         # Fused kernels cast it
-        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"
-        dtype = _autocast_dtype(table) if is_cast else table.dtype
+        is_cast = autocast_dtype(table) is not None and config._attn_implementation != "eager"
+        dtype = autocast_dtype(table) if is_cast else table.dtype
         key = (
             args,
             tuple(sorted(kwargs.items())),
@@ -239,17 +207,6 @@ def _aligned(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     tokens = bias.shape[-1]
     width = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
     return bias.new_empty(*bias.shape[:-1], width, dtype=dtype)[..., :tokens].copy_(bias)
-
-
-def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """Return the half precision of autocast on x's device; None without autocast."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def kept_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """Return the half precision in which a rewrite stores tensors; None where torch's own layer runs."""
-    return None if torch.compiler.is_compiling() else _autocast_dtype(x)
 
 
 def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -334,69 +291,3 @@ def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
     return AdaptedLinear.apply(
         x, base.weight, base.bias, a, b, module.scaling[name], dropout, dtype, source_of(x)
     )
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Run transformers' sdpa, but without (tokens, tokens) matrices for a trained bias on the CPU under
-    autocast.
-
-    torch would store them there.
-    """
-    dtype = kept_dtype(query)
-    needs_own = (
-        dtype is not None
-        and query.device.type == "cpu"
-        and attention_mask is not None
-        and attention_mask.requires_grad
-    )
-    if not needs_own or kwargs.get("dropout"):
-        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    return attend_in(dtype, BiasedAttention.apply, query, key, value, attention_mask, kwargs["scaling"])
-
-
-def _attend_by_products(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Run attention by products where possible; see `attend_by_products`."""
-    dtype = kept_dtype(query)
-    is_additive = attention_mask is None or attention_mask.is_floating_point()
-    if (
-        dtype is None
-        or not torch.is_grad_enabled()
-        or kwargs.get("dropout")
-        or not is_additive
-        or query.shape[1] != key.shape[1]
-    ):
-        return _attend(module, query, key, value, attention_mask, **kwargs)
-    return attend_in(dtype, ProductAttention.apply, query, key, value, attention_mask, kwargs.get("scaling"))
-
-
-def attend_in(
-    dtype: torch.dtype,
-    compute: Callable[..., torch.Tensor],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float | None,
-) -> tuple[torch.Tensor, None]:
-    """Return `compute(query, key, value, bias, scale)` in `dtype`, in the form that transformers expects.
-
-    `scale` None: one over the root of the width.
-    """
-    bias = None if bias is None else bias.to(dtype)
-    scale = scale or query.shape[-1] ** -0.5
-    output = compute(*(part.to(dtype) for part in (query, key, value)), bias, scale)
-    return output.transpose(1, 2).contiguous(), None

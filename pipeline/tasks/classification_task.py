@@ -19,9 +19,10 @@ from pipeline.data.mixing import Mixing, mixing_of
 from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
+from pipeline.models.attention_functions import attend_by_products
 from pipeline.models.backbones import head_name, save_backbone
 from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
-from pipeline.models.half_weights import attend_by_products, use_half_weights
+from pipeline.models.half_weights import use_half_weights
 from pipeline.models.lora import PeftModel, plain_state_dict, save_adapter
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
