@@ -38,7 +38,8 @@ WINGS = {
     "fetch": (
         "addresses budget archives sessions transfer download whole release_file release_contents "
         "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows "
-        "stacks pixel_tables json_bands arrays tf_examples tfrecords bson_files dicom containers install"
+        "stacks pixel_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents "
+        "hdf5_files dicom containers install"
     ),
     "data": (
         "metadata opening intensity images transforms crops cache loader policies sampling mixing "
