@@ -1402,6 +1402,19 @@ def test_a_damaged_hdf5_file_is_refused(tmp_path, take, damage):
     assert "a/test.h5" in message and "run the command again" in message
 
 
+def test_a_place_of_variable_values_without_a_size_is_refused(tmp_path, take):
+    # HDF5 itself goes round without end in it, where no Ctrl-C stops it.
+    path = hdf5(tmp_path / "kaggle/test.h5", {"a1": variable(jpeg(1))})
+    data = bytearray(path.read_bytes())
+    first = data.index(b"GCOL") + 16
+    free = first + 16 + -(-len(jpeg(1)) // 8) * 8
+    assert data[free : free + 2] == bytes(2) and any(data[free + 8 : free + 16])
+    data[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(data)
+    message = refused(take, tmp_path / "kaggle")
+    assert "test.h5 is damaged" in message and f"byte {free:,}" in message
+
+
 # ---- ids in another order than the sample's ----
 
 

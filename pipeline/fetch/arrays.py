@@ -37,7 +37,7 @@ _DAMAGE = (
 SURVEYED_FILES = 2000  # files with one image each that are read for the grey range
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Array(Array):
     """One array of an .npz, or that of an .npy."""
 

@@ -7,6 +7,7 @@ outside the file is opened, and sizes are compared with the size of the file bef
 from __future__ import annotations
 
 import math
+import mmap
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Unsuited(Exception):
     """A file is not damaged, but it is not read; the text says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dataset(Array):
     """One dataset of an HDF5 file. `key`: its path in the file; `shown`: the file, for messages.
 
@@ -161,7 +162,7 @@ def contents(path: Path, shown: str) -> tuple[list[Dataset], int]:
         if start.read(4) == b"\x0e\x03\x13\x01":
             raise Unsuited("it is HDF4, an older format; convert it with h4toh5")
     found: list[Dataset] = []
-    links = 0
+    links, heaps_checked = 0, False
     budget = Budget(shown, path.stat().st_size)
     with opened(path, shown) as file, tqdm(unit="name", desc=shown, disable=None, leave=False) as bar:
         waiting, seen = [("", file)], {_address(file)}
@@ -184,6 +185,9 @@ def contents(path: Path, shown: str) -> tuple[list[Dataset], int]:
                     seen.add(_address(entry))
                     waiting.append((key, entry))
                 elif hasattr(entry, "chunks"):
+                    if entry.dtype.kind == "O" and not heaps_checked:
+                        _check_heaps(path, file.id.get_create_plist().get_sizes()[1])
+                        heaps_checked = True
                     found.append(_described(entry, path, key, shown))
                     budget.used_bytes += found[-1].num_bytes
                     if budget.bytes_left < 0 or _entry_bytes(entry) > MAX_ENTRY_BYTES:
@@ -231,6 +235,29 @@ def _described(dataset: Any, path: Path, key: str, shown: str) -> Dataset:
         kind = "O"
     shape = shape or ()
     return Dataset(path, key, shape, kind, shown, math.prod(shape) * num_bytes)
+
+
+def _check_heaps(path: Path, length: int) -> None:
+    """Check the places where values of variable length lie: in damaged ones HDF5 goes round without end.
+
+    `length`: bytes of a size in this file.
+
+    Raises:
+        ValueError: an object has no size, or leaves its place.
+    """
+    head = -(-(8 + length) // 8) * 8  # of a place, and of each object in it
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = -1
+        while (start := data.find(b"GCOL\1\0\0\0", start + 1)) >= 0:
+            end = start + int.from_bytes(data[start + 8 : start + 8 + length], "little")
+            place = start + head
+            while place + head <= min(end, len(data)):
+                size = int.from_bytes(data[place + 8 : place + 8 + length], "little")
+                number = int.from_bytes(data[place : place + 2], "little")
+                needed = head + -(-size // 8) * 8 if number else size
+                if not 0 < needed <= end - place:
+                    raise ValueError(f"values of variable length at byte {place:,}: size {size:,}")
+                place += needed
 
 
 def _entry_bytes(dataset: Any) -> int:

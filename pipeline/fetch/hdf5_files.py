@@ -99,7 +99,8 @@ def _encoded(datasets: Sequence[Dataset]) -> list[Dataset]:
         for each in datasets
         if each.kind == "u" and len(each.shape) == 1 and 24 < each.shape[0] == each.num_bytes
     ]
-    found = {each for each, suffix in zip(asked, starts(asked), strict=True) if suffix}
+    suffixes = tqdm(starts(asked), total=len(asked), unit="dataset", desc="first bytes", disable=None)
+    found = {each for each, suffix in zip(asked, suffixes, strict=True) if suffix}
     return [dataclasses.replace(each, kind="e") if each in found else each for each in datasets]
 
 

@@ -31,7 +31,7 @@ from pipeline.tables import load_table
 from pipeline.wording import counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Array:
     """One array of a file, not loaded yet. `key`: its name in the file; empty if the file holds one array."""
 
