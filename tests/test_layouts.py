@@ -1498,6 +1498,9 @@ def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
     )
     assert "1 .hdf5 file in a format" in refusal(tmp_path)
     assert f"make data FROM={tmp_path}" in refusal(tmp_path)
+    touch(tmp_path, "test/8.jpg")
+    assert "'9'" in refusal(tmp_path) and "1 .hdf5 file in the folder" in refusal(tmp_path)
+    assert "make data FROM=" in refusal(tmp_path)
     touch(tmp_path / "other", "train_audio/a/1.ogg", "train_audio/a/2.ogg", "train-images-idx3-ubyte")
     assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(
         tmp_path / "other"
