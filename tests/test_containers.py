@@ -1076,6 +1076,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     [
         ("a.dcm", "pydicom", "pip install pydicom"),
         ("train.bson", "bson", "pip install pymongo"),
+        ("train.h5", "h5py", "pip install h5py"),
         ("train.parquet", "pyarrow", "pip install pyarrow"),
         ("a.7z", "py7zr", "pip install -c constraints.txt py7zr"),
     ],
@@ -1128,6 +1129,304 @@ def test_parquet_pixels(tmp_path, take):
     frame.to_parquet(tmp_path / "kaggle/train_image_data_0.parquet")
     take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
+
+
+# ---- HDF5: an optional package too ----
+
+
+def hdf5(path: Path, content: dict[str, object]) -> Path:
+    """A new HDF5 file; `content`: path inside it -> value."""
+    h5py = pytest.importorskip("h5py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            file[name] = value
+    return path
+
+
+def jpeg(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(grey(number)).save(data, "JPEG")
+    return data.getvalue()
+
+
+def isic(root: Path, stored: Callable[[bytes], object]) -> None:
+    """Train images as files and in HDF5, test images in HDF5 alone, as in isic-2024-challenge."""
+    for number, name in enumerate(TRAIN_IDS):
+        put(root / f"train-image/image/{name}.jpg", jpeg(number))
+    hdf5(root / "train-image.hdf5", {name: stored(jpeg(number)) for number, name in enumerate(TRAIN_IDS)})
+    hdf5(
+        root / "test-image.hdf5",
+        {name: stored(jpeg(number + 40)) for number, name in enumerate(TEST_IDS)},
+    )
+    rows = "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS))
+    put(root / "train-metadata.csv", f"isic_id,target\n{rows}")
+    put(root / "test-metadata.csv", "isic_id,age\n" + "".join(f"{name},50\n" for name in TEST_IDS))
+    put(root / "sample_submission.csv", "isic_id,target\n" + "".join(f"{name},0.3\n" for name in TEST_IDS))
+
+
+def variable(data: bytes) -> np.ndarray:
+    """A scalar of bytes of variable length, as h5py stores it."""
+    h5py = pytest.importorskip("h5py")
+    value = np.empty((), h5py.vlen_dtype(np.uint8))
+    value[()] = np.frombuffer(data, np.uint8)
+    return value
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        np.void,
+        np.bytes_,
+        lambda data: np.frombuffer(data, np.uint8),
+        lambda data: np.array([np.void(data)]),
+        variable,
+    ],
+    ids=["opaque", "text", "vector", "one of a vector", "variable length"],
+)
+def test_encoded_images_of_hdf5_are_not_changed_nor_counted_twice(tmp_path, take, stored):
+    isic(tmp_path / "kaggle", stored)
+    output = take(tmp_path / "kaggle")
+    assert "train-image.hdf5 left out" in output and "8 images exist as files" in output
+    for number, name in enumerate(TEST_IDS):
+        assert (tmp_path / f"data/test/{name}.jpg").read_bytes() == jpeg(number + 40)
+    assert not list((tmp_path / "data").rglob("*.hdf5"))
+    layout = read_layout(tmp_path / "data")
+    assert len(layout.train) == 8 and [row.id for row in layout.test] == TEST_IDS
+    assert "1 .hdf5" in containers.read_converted(tmp_path / "data")
+
+
+def test_training_images_of_hdf5_that_are_no_files_are_written(tmp_path, take):
+    isic(tmp_path / "kaggle", np.void)
+    for name in TRAIN_IDS[:6]:
+        (tmp_path / f"kaggle/train-image/image/{name}.jpg").unlink()
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train") == [f"{name}.jpg" for name in TRAIN_IDS[:6]]
+    assert "2 images of it exist as files already" in output
+
+
+def test_equal_ids_of_another_part_are_other_images(tmp_path, take):
+    put(tmp_path / "kaggle/train/1.jpg", jpeg(1))
+    hdf5(tmp_path / "kaggle/test.h5", {"1": np.void(jpeg(2))})
+    take(tmp_path / "kaggle")
+    assert (tmp_path / "data/test/1.jpg").read_bytes() == jpeg(2)
+
+
+def colours(count: int, offset: int = 0, size: int = 24) -> np.ndarray:
+    return np.stack([np.stack([grey(number + offset, size)] * 3, axis=-1) for number in range(count)])
+
+
+def test_a_stack_and_its_labels_in_two_hdf5_files(tmp_path, take):
+    h5py = pytest.importorskip("h5py")
+    for part, count in (("train", 10), ("test", 4)):
+        stem = f"camelyonpatch_level_2_split_{part}"
+        hdf5(tmp_path / f"kaggle/{stem}_y.h5", {"y": (np.arange(count) % 2).reshape(count, 1, 1, 1)})
+        with h5py.File(tmp_path / f"kaggle/{stem}_x.h5", "w") as file:
+            file.create_dataset(
+                "x", data=colours(count, len(part)), chunks=(3, 10, 24, 3), compression="gzip"
+            )
+    output = take(tmp_path / "kaggle")
+    for number in range(10):
+        assert (pixels_of(tmp_path / f"data/train/{number}.png") == colours(10, 5)[number]).all()
+    assert (pixels_of(tmp_path / "data/test/3.png") == colours(4, 4)[3]).all()
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.cells == tuple((str(number), str(number % 2)) for number in range(10))
+    left = [name for name in names(tmp_path / "data") if name.endswith(".h5") and name[0] != "."]
+    assert not left and "not used" not in output
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("data.h5", ("X_train", "y_train", "X_test")),
+        ("data.hdf5", ("train/images", "train/labels", "test/images")),
+        ("cats.h5", ("train_set_x", "train_set_y", "test_set_x")),
+    ],
+)
+def test_stacks_of_one_hdf5_file(tmp_path, take, file, keys):
+    values = (colours(10), np.arange(10) % 2, colours(4, 40))
+    classes = np.array([b"non-cat", b"cat"])
+    hdf5(tmp_path / "kaggle" / file, {**dict(zip(keys, values, strict=True)), "list_classes": classes})
+    sample(tmp_path / "kaggle", TEST_IDS)
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/7.png") == colours(10)[7]).all()
+    assert (pixels_of(tmp_path / "data/test/b3.png") == colours(4, 40)[3]).all()
+    assert load_table(tmp_path / "data/train.csv").cells[3] == ("3", "1")
+
+
+def test_two_hdf5_files_without_a_part_keep_their_own_labels(tmp_path, take):
+    for name, first in (("a", 0), ("b", 5)):
+        hdf5(tmp_path / f"kaggle/{name}.h5", {"images": colours(6), "labels": np.arange(6) + first})
+    take(tmp_path / "kaggle")
+    assert load_table(tmp_path / "data/a.csv").column("label") == ["0", "1", "2", "3", "4", "5"]
+    assert load_table(tmp_path / "data/b.csv").column("label") == ["5", "6", "7", "8", "9", "10"]
+
+
+def test_a_stack_of_encoded_images(tmp_path, take):
+    h5py = pytest.importorskip("h5py")
+    encoded = [jpeg(number) for number in range(6)]
+    values = np.empty(6, h5py.vlen_dtype(np.uint8))
+    for number, data in enumerate(encoded):
+        values[number] = np.frombuffer(data, np.uint8)
+    hdf5(tmp_path / "kaggle/train.h5", {"images": values, "labels": np.arange(6) % 3, "ids": TRAIN_IDS[:6]})
+    hdf5(tmp_path / "kaggle/test.h5", {"images": np.array(encoded, f"S{max(map(len, encoded))}")})
+    take(tmp_path / "kaggle")
+    assert [(tmp_path / f"data/train/a{number}.jpg").read_bytes() for number in range(6)] == encoded
+    assert [(tmp_path / f"data/test/{number}.jpg").read_bytes() for number in range(6)] == encoded
+    assert load_table(tmp_path / "data/train.csv").cells[4] == ("a4", "1")
+
+
+def test_a_stack_of_hdf5_without_labels_is_refused(tmp_path, take):
+    hdf5(tmp_path / "kaggle/train.h5", {"x": colours(10)})
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.h5/x holds 10 images" in message and "has 10 labels" in message
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (3, 20, 30)], ids=str)
+def test_an_array_for_each_image_by_one_rule(tmp_path, take, shape):
+    arrays = {
+        f"{part}/{name}": np.full(shape, 1000 + 10 * number, np.int16)
+        for part, ids in (("train", TRAIN_IDS), ("test", TEST_IDS))
+        for number, name in enumerate(ids)
+    }
+    hdf5(tmp_path / "kaggle/data.h5", arrays)
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train") == [f"{name}.png" for name in TRAIN_IDS]
+    assert names(tmp_path / "data/test") == [f"{name}.png" for name in TEST_IDS]
+    image = pixels_of(tmp_path / "data/test/b2.png")
+    assert image.shape[:2] == (20, 30) and (image == pixels_of(tmp_path / "data/train/a2.png")).all()
+    assert "one range" in output
+
+
+def test_groups_below_a_part_become_folders(tmp_path, take):
+    images = {f"train/{'cat' if number % 2 else 'dog'}/i{number}": grey(number) for number in range(8)}
+    hdf5(tmp_path / "kaggle/data.h5", images | {f"test/{name}": grey(9) for name in TEST_IDS})
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/cat/i3.png") == grey(3)).all()
+    assert read_layout(tmp_path / "data").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("file", "images", "words"),
+    [
+        ("data.h5", ("train/cat/1", "train/dog/1"), ("'train/cat/1'", "'train/dog/1'")),
+        ("train.h5", ("images/i1", "masks/i1"), ("'images/i1'", "'masks/i1'")),
+        ("train.h5", ("test_a/i1", "test_b/i2"), ("'test_a'", "'train'")),
+        ("train.h5", ("..1", "b2"), ("'..1'",)),
+        ("train.h5", ("a\x1b[2J1", "b2"), (r"'a\x1b[2J1'",)),
+    ],
+    ids=["classes or not", "masks", "two parts", "hidden", "control characters"],
+)
+def test_unclear_groups_and_names_of_hdf5_are_refused(tmp_path, take, file, images, words):
+    hdf5(tmp_path / "kaggle" / file, {name: grey(1) for name in images})
+    message = refused(take, tmp_path / "kaggle")
+    assert file in message and all(word in message for word in words) and "\x1b" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "attributes", "words"),
+    [
+        ({"dense_1/kernel": np.zeros((3, 3, 64, 64))}, {"keras_version": "2.4"}, "Keras"),
+        ({"a/block0_values": np.zeros((50, 40))}, {"pandas_type": "frame"}, "pandas"),
+        ({"image": np.zeros((40, 40)), "mask": np.zeros((40, 40))}, {}, "image (40, 40)"),
+        ({"features": np.zeros((40, 512))}, {}, "features (40, 512)"),
+        ({"names": np.array([b"a", b"b"])}, {}, "names (2,)"),
+    ],
+    ids=["keras", "pandas", "one image", "features", "texts"],
+)
+def test_hdf5_without_images_is_kept_and_named(tmp_path, take, content, attributes, words):
+    h5py = pytest.importorskip("h5py")
+    folder_competition(tmp_path / "kaggle")
+    with h5py.File(hdf5(tmp_path / "kaggle/more.h5", content), "a") as file:
+        file.attrs.update(attributes)
+    output = take(tmp_path / "kaggle")
+    line = next(line for line in output.splitlines() if line.startswith("  more.h5"))
+    assert words in line and (tmp_path / "data/more.h5").exists()
+
+
+def test_what_leads_out_of_an_hdf5_file_is_refused(tmp_path, take):
+    h5py = pytest.importorskip("h5py")
+    other = hdf5(tmp_path / "other.h5", {"secret": np.void(jpeg(1)), "x": colours(4)})
+    (tmp_path / "raw.bin").write_bytes(bytes(100 * 100))
+    virtual = h5py.VirtualLayout((4, 24, 24, 3), np.uint8)
+    virtual[:] = h5py.VirtualSource(str(other), "x", shape=(4, 24, 24, 3))
+    for kind in ("link", "raw", "virtual"):
+        path = hdf5(tmp_path / kind / "kaggle/test.h5", {"a1": np.void(jpeg(1))})
+        with h5py.File(path, "a") as file:
+            if kind == "link":
+                file["b/i2"] = h5py.ExternalLink(str(other), "secret")
+            elif kind == "raw":
+                outside = [(str(tmp_path / "raw.bin"), 0, 10_000)]
+                file.create_dataset("b/i2", (100, 100), np.uint8, external=outside)
+            else:
+                file.create_virtual_dataset("b/i2", virtual)
+        message = refused(take, path.parent)
+        assert "test.h5/b/i2" in message and "another file" in message, kind
+
+
+def test_second_names_inside_an_hdf5_file_are_left_out(tmp_path, take):
+    h5py = pytest.importorskip("h5py")
+    path = hdf5(tmp_path / "kaggle/test.h5", {"a1": np.void(jpeg(1)), "b2": np.void(jpeg(2))})
+    with h5py.File(path, "a") as file:
+        file["c3"], file["circle/d"] = h5py.SoftLink("/a1"), file["/"]
+    assert "2 second names" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/test") == ["a1.jpg", "b2.jpg"]
+
+
+def test_an_hdf5_file_that_declares_too_much_is_not_read(tmp_path, take):
+    h5py = pytest.importorskip("h5py")
+    folder_competition(tmp_path / "kaggle")
+    for name, shape, chunks in (("many", (10**8, 100, 100), (1, 100, 100)), ("large", (10**5, 10**5), None)):
+        with h5py.File(tmp_path / f"kaggle/test_{name}.h5", "w") as file:
+            file.create_dataset("x" if chunks else "a1", shape, np.uint8, chunks=chunks)
+    output = take(tmp_path / "kaggle")
+    for shown in ("'x' has the shape (100000000, 100, 100)", "'a1' has the shape (100000, 100000)"):
+        assert shown in output
+
+
+def test_a_bomb_in_a_chunk_of_hdf5_is_refused(tmp_path, take, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr("pipeline.fetch.hdf5_contents.SMALL_CHUNK", 1000)
+    path = hdf5(tmp_path / "kaggle/test.h5", {})
+    with h5py.File(path, "a") as file:
+        images = file.create_dataset("x", (4, 24, 24), np.uint8, chunks=(4, 24, 24), compression="gzip")
+        images.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(5_000_000)))
+    message = refused(take, tmp_path / "kaggle")
+    assert "test.h5/x" in message and "2,304" in message and "bomb" in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "no HDF5", "a filter that is missing", "bytes of a chunk"])
+def test_a_damaged_hdf5_file_is_refused(tmp_path, take, damage):
+    h5py = pytest.importorskip("h5py")
+    path = hdf5(tmp_path / "kaggle/a/test.h5", {})
+    sample(tmp_path / "kaggle", TEST_IDS)
+    with h5py.File(path, "w") as file:
+        if damage == "a filter that is missing":
+            plist, space = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5s.create_simple((24, 24))
+            plist.set_chunk((24, 24))
+            plist.set_filter(32_123, h5py.h5z.FLAG_OPTIONAL)
+            h5py.h5d.create(file.id, b"a1", h5py.h5t.NATIVE_UINT8, space, dcpl=plist)
+        else:
+            images = file.create_dataset("x", data=colours(10), chunks=(10, 24, 24, 3), compression="gzip")
+            if damage == "bytes of a chunk":
+                images.id.write_direct_chunk((0, 0, 0, 0), b"no zlib stream")
+    if damage in ("cut", "no HDF5"):
+        path.write_bytes(path.read_bytes()[:-200] if damage == "cut" else b"version https://git-lfs")
+    message = refused(take, tmp_path / "kaggle")
+    assert "a/test.h5" in message and "run the command again" in message
+
+
+def test_a_place_of_variable_values_without_a_size_is_refused(tmp_path, take):
+    # HDF5 itself goes round without end in it, where no Ctrl-C stops it.
+    path = hdf5(tmp_path / "kaggle/test.h5", {"a1": variable(jpeg(1))})
+    data = bytearray(path.read_bytes())
+    first = data.index(b"GCOL") + 16
+    free = first + 16 + -(-len(jpeg(1)) // 8) * 8
+    assert data[free : free + 2] == bytes(2) and any(data[free + 8 : free + 16])
+    data[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(data)
+    message = refused(take, tmp_path / "kaggle")
+    assert "test.h5 is damaged" in message and f"byte {free:,}" in message
 
 
 # ---- ids in another order than the sample's ----

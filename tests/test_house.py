@@ -41,9 +41,9 @@ WINGS = {
     ),
     "fetch": (
         "addresses budget archives sessions transfer download whole release_file release_contents "
-        "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows "
-        "channels "
-        "pixel_tables json_bands arrays tf_examples tfrecords bson_files dicom containers originals install"
+        "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows stacks "
+        "channels pixel_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents hdf5_files "
+        "dicom containers originals install"
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "

@@ -1524,7 +1524,11 @@ def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
         tmp_path,
         **{"train-metadata": "id,target\n1,0\n2,1\n", "sample_submission": "id,target\n8,0.3\n9,0.3\n"},
     )
-    assert "not read: test-image.hdf5" in refusal(tmp_path)
+    assert "1 .hdf5 file in a format" in refusal(tmp_path)
+    assert f"make data FROM={tmp_path}" in refusal(tmp_path)
+    touch(tmp_path, "test/8.jpg")
+    assert "'9'" in refusal(tmp_path) and "1 .hdf5 file in the folder" in refusal(tmp_path)
+    assert "make data FROM=" in refusal(tmp_path)
     touch(tmp_path / "other", "train_audio/a/1.ogg", "train_audio/a/2.ogg", "train-images-idx3-ubyte")
     assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(
         tmp_path / "other"

@@ -105,6 +105,22 @@ def documents(root: Path, part: str, images: Images) -> None:
     labels(root)
 
 
+def datasets(root: Path, part: str, images: Images) -> None:
+    """As ISIC 2024: a dataset of encoded bytes for each image."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(root / f"{part}-image.hdf5", "w") as file:
+        for name, image in images.items():
+            file[name] = np.void(png(image.astype(np.uint8)))
+    labels(root)
+
+
+def hdf5_stacks(root: Path, part: str, images: Images) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(root / f"{part}.h5", "w") as file:
+        file["x"], file["ids"] = np.stack(list(images.values())), [name.encode() for name in images]
+    labels(root)
+
+
 @pytest.fixture
 def taken(tmp_path: Path) -> Callable[..., Path]:
     """`make data FROM=` of a download of that kind: the data folder."""
@@ -127,7 +143,7 @@ def download(root: Path, write: Callable[[Path, str, Images], None], test: Image
 
 KINDS = [
     *(tables, parquet, bands, stacks, array_files),
-    *(dicom_files, dicom_windows, records, documents),
+    *(dicom_files, dicom_windows, records, documents, datasets, hdf5_stacks),
 ]
 
 

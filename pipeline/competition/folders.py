@@ -21,12 +21,12 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe")
 )
 UNREAD_SUFFIXES = frozenset(
-    ".heic .heif .avif .jp2 .j2k .jxl .psd .svg .dcm .nii .npy .raw .tfrec .tga .ppm .pgm .pbm .pnm .exr "
-    ".hdr .cr2 .nef .dng".split()
+    ".heic .heif .avif .jp2 .j2k .jxl .psd .svg .dcm .nii .npy .h5 .hdf5 .hdf .raw .tfrec .tga .ppm .pgm "
+    ".pbm .pnm .exr .hdr .cr2 .nef .dng".split()
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
-SEEN_SUFFIXES = tuple(".xlsx .xls .ods .parquet .feather .pkl .mat .h5 .hdf5 .xml .yaml .yml".split())
+SEEN_SUFFIXES = tuple(".xlsx .xls .ods .parquet .feather .pkl .mat .xml .yaml .yml".split())
 ARRIVING = "arriving.json"  # exists in a hidden folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 

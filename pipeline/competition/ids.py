@@ -129,7 +129,8 @@ class Match:
             ]
             more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
             unread = (
-                f" ({listed(index.unread)} in the folder are not read: convert them to .png)"
+                f" ({listed(index.unread)} in the folder are not read: `make data FROM=` converts what "
+                "it can, else convert them to .png)"
                 if index.unread
                 else ""
             )

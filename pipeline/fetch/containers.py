@@ -26,14 +26,15 @@ _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), 
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
     ".bson": ("bson", "python -m pip install pymongo"),
+    ".h5": ("h5py", "python -m pip install h5py"),
+    ".hdf5": ("h5py", "python -m pip install h5py"),
+    ".hdf": ("h5py", "python -m pip install h5py"),
 }
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
     ".nii.gz": "NIfTI volumes are not read",
     ".mha": "volumes are not read",
     ".mat": "MATLAB files are not read",
-    ".h5": "HDF5 files are not read",
-    ".hdf5": "HDF5 files are not read",
     ".pkl": "pickles may run code and are not read",
     ".pickle": "pickles may run code and are not read",
     ".rec": "MXNet records are not read",
@@ -122,10 +123,10 @@ def convert(
     Raises:
         UserError: a container is damaged or cut short, or an optional package is missing.
     """
-    from pipeline.fetch import arrays, bson_files, dicom, json_bands, pixel_tables, tfrecords
+    from pipeline.fetch import arrays, bson_files, dicom, hdf5_files, json_bands, pixel_tables, tfrecords
 
     stage = staged(root, repeated)
-    for reader in (dicom, tfrecords, bson_files, json_bands, pixel_tables, arrays):
+    for reader in (dicom, tfrecords, bson_files, hdf5_files, json_bands, pixel_tables, arrays):
         reader.convert(stage)
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)

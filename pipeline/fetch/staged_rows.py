@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -219,7 +220,7 @@ def cell_text(value: object) -> str:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Check that every name can be a file name of its own.
+    """Check that every name can be a file name of its own, without control characters.
 
     Raises:
         UserError: names are repeated, or cannot be file names.
@@ -227,7 +228,12 @@ def check_names(names: Sequence[str], where: str) -> None:
     bad = [
         repr(name)
         for name in names
-        if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
+        if not name
+        or "/" in name
+        or "\\" in name
+        or name.startswith(".")
+        or len(name) > 200
+        or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
     ]
     twice = []
     if len(set(names)) < len(names) and len(names) < 5000:

@@ -24,9 +24,7 @@ PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.
 # too.
 COPIED = frozenset(".csv .tsv .json .jsonl .txt .md .yaml .yml .xml .xls .xlsx .parquet .py .ipynb".split())
 
-TELLING = frozenset(
-    (".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson", ".tfrec", ".tfrecord", ".tfrecords")
-)
+TELLING = frozenset(".csv .tsv .json .parquet .npy .npz .bson .h5 .hdf5 .tfrec .tfrecord .tfrecords".split())
 
 
 def stage(source: Path, target: Path) -> list[str]:
