@@ -1190,10 +1190,11 @@ def test_encoded_images_of_hdf5_are_not_changed_nor_counted_twice(tmp_path, take
     assert "train-image.hdf5 left out" in output and "8 images exist as files" in output
     for number, name in enumerate(TEST_IDS):
         assert (tmp_path / f"data/test/{name}.jpg").read_bytes() == jpeg(number + 40)
-    assert not list((tmp_path / "data").rglob("*.hdf5"))
+    assert not [name for name in names(tmp_path / "data") if name.endswith(".hdf5") and name[0] != "."]
     layout = read_layout(tmp_path / "data")
     assert len(layout.train) == 8 and [row.id for row in layout.test] == TEST_IDS
-    assert "1 .hdf5" in containers.read_converted(tmp_path / "data")
+    converted = containers.read_converted(tmp_path / "data")
+    assert converted and converted.files == {".hdf5": 1} and converted.packages == ["h5py"]
 
 
 def test_training_images_of_hdf5_that_are_no_files_are_written(tmp_path, take):
