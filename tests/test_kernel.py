@@ -379,6 +379,7 @@ def test_two_cards_are_estimated_to_take_half_the_time() -> None:
         "  4 CPU cores (0.1 TFLOP/s): "
     )
     assert forecast(1e9, 1_000, 9.0, has_gpu=False)[1:] == ["  4 CPU cores (0.1 TFLOP/s): 10 s"]
+    assert forecast(1e9, 1_000, 9.0, converting=0.5)[-1].endswith("converting them to images: 8m20s as here")
 
 
 def test_views_count_in_the_cost(finished_run: Path) -> None:

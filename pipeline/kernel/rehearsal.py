@@ -36,13 +36,14 @@ MACHINES = {
 }
 _RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
 _CONVERTED = re.compile(r"^.+ converted in ([\d.]+) s$", re.MULTILINE)
+TELLING_SECONDS = 1.0  # of a conversion: a shorter one is mostly imports
 _SHOWN = 15  # number of last log lines in a message
 
 
 @dataclass(frozen=True)
 class Rehearsed:
     """The result of the rehearsal. `rate`: rows per second over all members; 0 if not measured. `converting`:
-    seconds for one row that the conversion to images took; 0: there was none.
+    seconds for one row that the conversion to images took; 0: there was none, or it was too short to tell.
     """
 
     file: Path  # submission.csv of the whole test set
@@ -120,7 +121,8 @@ def rehearse(
         notes = (f"the test set was converted from its original form, as on Kaggle: {seconds[0]}", *notes)
     elif bundle.manifest["converted"]:
         notes = ("NOT REHEARSED: converting the test set; its original files are not kept here", *notes)
-    converting = float(seconds[1]) / max(1, len(competition.test)) if seconds else 0.0
+    took = float(seconds[1]) if seconds else 0.0
+    converting = took / len(competition.test) if took >= TELLING_SECONDS else 0.0
     return Rehearsed(made, rate, found[1] if found else "", notes, converting)
 
 
