@@ -816,6 +816,72 @@ def test_lists_of_numbers_name_no_classes(tmp_path):
     assert read_layout(root, asked=asked).form.kind == "ranked"
 
 
+def denoised(root):
+    touch(root, "train/1.png", "train_cleaned/1.png", "test/8.png")
+    rows = "".join(f"8_{row}_{column},1\n" for row in range(1, 9) for column in range(1, 9))
+    (root / "sample_submission.csv").write_text("id,value\n" + rows)  # the values equal the name of an image
+
+
+def compared(root):
+    flat(root, train="id,artist\n1,a\n2,b\n3,a\n4,b\n", sample_submission="row,same\n0,0.5\n1,0.5\n")
+    (root / "submission_info.csv").write_text("row,one,other\n0,8.jpg,9.jpg\n1,9.jpg,8.jpg\n")
+
+
+def studied(root):
+    train = "".join(f"s{n % 2},{n},{n % 2},{(n + 1) % 2}\n" for n in range(1, 5))
+    flat(root, train=f"study,id,early,late\n{train}", test="study,id\ns7,8\ns7,9\n")
+    (root / "sample_submission.csv").write_text("id,label\ns7_early,0.5\ns7_late,0.5\n8,0.5\n9,0.5\n")
+
+
+def spread(root):
+    columns = ",".join(f"P{number}" for number in range(60))
+    rows = "".join(f"{name}_{part},{','.join('0' * 60)}\n" for name in "89" for part in ("low", "high"))
+    numbers = "".join(f"{n},{n}.5,{n}.25\n" for n in range(1, 5))
+    flat(root, train=f"id,low,high\n{numbers}", sample_submission=f"id,{columns}\n{rows}")
+
+
+def doubted(root):
+    flat(root, train="id,volume\n1,10.5\n2,11\n3,12\n4,9.5\n")
+    (root / "sample_submission.csv").write_text("id,volume,Confidence\n8,10,100\n9,10,100\n")
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (denoised, ["each pixel", "'8_1_1'", "64 rows"]),
+        (compared, ["pairs", "submission_info.csv", "'one', 'other'"]),
+        (studied, ["other things", "2 of 4", "'s7_early'", "'study' of test.csv"]),
+        (spread, ["distribution", "low, high of train.csv", "'P0' to 'P59'"]),
+        (doubted, ["how certain", "'volume', 'Confidence'"]),
+    ],
+)
+def test_rows_that_are_not_about_an_image_are_refused_by_what_they_ask_for(tmp_path, layout, words):
+    layout(tmp_path)
+    message = refusal(tmp_path)
+    assert [word for word in words if word not in message] == [] and "not supported" in message
+
+
+def test_photographs_of_both_eyes_are_views_of_an_id(tmp_path):
+    ids = {"train": ("1", "2", "3", "4"), "test": ("8", "9")}
+    for part, names in ids.items():
+        touch(tmp_path, *(f"{part}/{name}_{side}.jpg" for name in names for side in ("left", "right")))
+    (tmp_path / "train.csv").write_text("id,label\n1,a\n2,b\n3,a\n4,b\n")
+    (tmp_path / "test.csv").write_text("id,left,right\n8,8_left.jpg,8_right.jpg\n9,9_left.jpg,9_right.jpg\n")
+    (tmp_path / "sample_submission.csv").write_text("id,label\n8,a\n9,a\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert [row.id for row in competition.test] == ["8", "8", "9", "9"]
+
+
+def test_an_id_and_the_name_of_its_file_are_no_pair(tmp_path):
+    flat(
+        tmp_path,
+        train="id,label\n1,a\n2,b\n3,a\n4,b\n",
+        test="id,file,size\n8,8.jpg,3\n9,9.jpg,3\n",
+        sample_submission="id,label\n8,a\n9,a\n",
+    )
+    assert [row.id for row in read_layout(tmp_path, asked=Asked(metric="accuracy")).test] == ["8", "9"]
+
+
 def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):
     flat(
         tmp_path,

@@ -20,7 +20,11 @@ from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled
 from pipeline.competition.likely_groups import likely_groups
 from pipeline.competition.notes import other_notes, test_notes, train_notes
-from pipeline.competition.other_tasks import refuse_other_tasks, refuse_several_questions
+from pipeline.competition.other_tasks import (
+    refuse_other_rows,
+    refuse_other_tasks,
+    refuse_several_questions,
+)
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
 from pipeline.competition.sources import Source, Sources, read_sources
@@ -102,6 +106,7 @@ def read_layout(
     wanted = wanted_by(sample.table if sample else None, sample_id)
     if sample and sample_id and asked.kind is None and known is None:
         refuse_other_tasks(sample, sample_id, wanted)
+        refuse_other_rows(sample, sample_id, wanted, sources, test_index)
         if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
             refuse_several_questions(sample, wanted, sources.of_role("train", ""))
     if sample and sample_id:

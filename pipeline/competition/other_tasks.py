@@ -1,4 +1,5 @@
-"""Refuse competitions of other tasks: segmentation, detection, free text, retrieval.
+"""Refuse competitions of other tasks: segmentation, detection, free text, retrieval, pairs, whole images as
+answers.
 
 They are recognised by their sample submission. Read as classes, they would give a file that Kaggle accepts
 and scores with 0.
@@ -7,11 +8,13 @@ and scores with 0.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.competition.folders import plain_name
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted
-from pipeline.competition.sources import Source
+from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.wording import listed
@@ -20,6 +23,14 @@ LOOKED_AT = 2000  # rows of the sample submission
 MASKS = "masks (which pixels of an image belong to an object: segmentation)"
 BOXES = "boxes or other places in an image (detection)"
 RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box or a mask)"
+CERTAIN = "a number and how certain it is"
+DISTRIBUTION = "a distribution over many values of a number, not the number"
+PIXELS = "a value for each pixel (the answer is an image: segmentation, denoising)"
+PAIRS = "answers about two images at once (pairs)"
+MIXED = "answers about images and about other things in one file"
+CERTAINTIES = ("confidence", "sigma", "std", "uncertainty")
+FEWEST_PIXELS = 64  # rows of one image
+FEWEST_STEPS = 50  # columns of a distribution
 ALIKE = "other images of the competition (which are alike, or of the same thing: retrieval)"
 ASKED_BY_NAME = {
     **dict.fromkeys(
@@ -40,6 +51,9 @@ def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
     for column in wanted.columns:
         if plain_name(column) in ASKED_BY_NAME:
             raise _refusal(sample, ASKED_BY_NAME[plain_name(column)], f"its column is called {column!r}")
+    certain = [column for column in wanted.columns if plain_name(column) in CERTAINTIES]
+    if certain and len(wanted.columns) == 2:
+        raise _refusal(sample, CERTAIN, f"its columns are {listed(map(repr, wanted.columns))}")
     if len(wanted.columns) != 1:
         return
     column = wanted.columns[0]
@@ -58,6 +72,10 @@ def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[So
     """
     for source in tables:
         names = wanted.suffixed(source.table.columns)
+        if names and len(wanted.columns) >= FEWEST_STEPS and all(map(_is_numbered, wanted.columns)):
+            first, last = wanted.columns[0], wanted.columns[-1]
+            asked = f"its ids end in {listed(names)} of {source.name}, its columns are {first!r} to {last!r}"
+            raise _refusal(sample, DISTRIBUTION, asked)
         several = [
             name
             for name in names
@@ -70,6 +88,87 @@ def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[So
                 f"its ids end in {listed(several)}, columns of {source.name} with one of several classes each"
             )
             raise _refusal(sample, "the answers to several questions about each image", asked)
+
+
+def refuse_other_rows(
+    sample: Source, id_column: str, wanted: Wanted, sources: Sources, index: ImageIndex
+) -> None:
+    """Check that each row of a sample submission is about one whole image, or about one thing of each image.
+
+    Raises:
+        UserError: rows are pixels or pairs of images, or only some are about images.
+    """
+    # Not the id column: few values, such as 1, may equal names of images and be taken for ids
+    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], index)
+    ids = sample.table.column(id_column)[:LOOKED_AT]
+    for source in sources.found:
+        is_other = source.role != "train" and source.name != sample.name
+        paired = _paired_columns(source, set(ids), index) if is_other else []
+        if paired:
+            why = f"{source.name} has images in {listed(map(repr, paired))} of each row"
+            raise _refusal(sample, PAIRS, why)
+    _refuse_mixed(sample, ids, wanted, sources, index)
+
+
+def _refuse_pixels(sample: Source, ids: Sequence[str], index: ImageIndex) -> None:
+    places = [re.fullmatch(r"(.+)[_-]\d+[_-]\d+", row_id) for row_id in ids]
+    image, rows = Counter(place[1] if place else "" for place in places).most_common(1)[0]
+    if all(places) and rows >= FEWEST_PIXELS and index.match([image]).num_found:
+        why = f"its ids end in row and column, such as {ids[0]!r}, with {rows:,} rows or more of {image!r}"
+        raise _refusal(sample, PIXELS, why)
+
+
+def _refuse_mixed(
+    sample: Source, ids: Sequence[str], wanted: Wanted, sources: Sources, index: ImageIndex
+) -> None:
+    """Refuse ids of which some are images and all others a value of a test table with a label."""
+    found = index.match(ids).images
+    others = [row_id for row_id, images in zip(ids, found, strict=True) if not images]
+    if not others or len(others) == len(ids):
+        return
+    tables = sources.of_role("train", "")
+    names = [name for source in tables for name in wanted.suffixed(source.table.columns)]
+    things = {_without_ending(row_id, names) for row_id in others}
+    for source in sources.of_role("test", "") if "" not in things else ():
+        for column in source.table.columns:
+            if things <= set(source.table.column(column)):
+                why = f"such as {others[0]!r}, a value of {column!r} of {source.name} with a label"
+                raise _refusal(sample, MIXED, f"{len(others):,} of {len(ids):,} ids are no images, {why}")
+
+
+def _paired_columns(source: Source, ids: set[str], index: ImageIndex) -> list[str]:
+    """Return the columns with different images in one row, of a table whose rows are those of the sample.
+
+    [] unless there are two.
+    """
+    columns = {name: source.table.column(name)[:LOOKED_AT] for name in source.table.columns}
+    if len(columns) < 3 or not any(ids <= set(source.table.column(name)) for name in columns):
+        return []
+    found: dict[str, tuple[Sequence[str], ...]] = {}
+    for name, cells in columns.items():
+        match = index.match(cells)
+        # An id and the name of its file are one image, numbers of rows are none
+        is_new = match.images not in found.values() and not ids <= set(cells) and not _numbers_rows(cells)
+        if match.num_found == len(cells) > 0 and is_new:
+            found[name] = match.images
+    shown = [image for images in found.values() for row in images for image in row]
+    # Two photographs of each id are views of it, which are found by its name
+    are_views = len(set(shown)) == len(shown) and index.match_groups(sorted(ids)).num_found == len(ids)
+    return list(found) if len(found) > 1 and not are_views else []
+
+
+def _numbers_rows(cells: Sequence[str]) -> bool:
+    return list(cells) in ([str(row + first) for row in range(len(cells))] for first in (0, 1))
+
+
+def _without_ending(row_id: str, names: Sequence[str]) -> str:
+    """Return what stands before the label that ends an id; "" if none of `names` does."""
+    ending = next((name for name in names if row_id.endswith("_" + name)), "")
+    return row_id.removesuffix("_" + ending) if ending else ""
+
+
+def _is_numbered(column: str) -> bool:
+    return column[-1:].isdigit()
 
 
 def _refusal(sample: Source, asked: str, evidence: str) -> UserError:
