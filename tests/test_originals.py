@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +19,10 @@ from pipeline.errors import UserError
 from pipeline.fetch import install, originals
 from pipeline.fetch.containers import CONVERTED, read_converted
 from pipeline.fetch.originals import ORIGINALS, as_images
+from pipeline.fetch.staged_rows import is_for_training
 from pipeline.kernel import make
 from pipeline.tables import write_table
-from tests.test_containers import dicom, grey, names, pixels_of, png, put, record, sample
+from tests.test_containers import ROOT, dicom, grey, names, pixels_of, png, put, record, sample
 
 SIZE = 24
 TRAIN = {f"a{number}": grey(number, SIZE) * 3.5 - 100 for number in range(8)}
@@ -198,6 +202,89 @@ def test_a_download_of_images_keeps_no_originals(tmp_path, taken) -> None:
 
     data = taken(files)
     assert not (data / ORIGINALS).exists() and not (data / CONVERTED).exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "training"),
+    [
+        *[
+            (f"{name}/{file}", True)
+            for name in ("train", "stage_1_train_images")
+            for file in ("a.dcm", "test1.dcm")
+        ],
+        *[("train.csv", True), ("x_train.npy", True), ("data/val.parquet", True), ("train/dev7/1.dcm", True)],
+        *[("train_and_test/train/a.dcm", True), ("train_and_test/test/a.dcm", False), ("test.csv", False)],
+        *[("test/train_1.dcm", False), ("test/4val9.dcm", False), ("stage_2_test_images/dev7/1.dcm", False)],
+        *[("images/4val9.dcm", False), ("images/a.dcm", False), ("training_data/test/a.dcm", False)],
+    ],
+)
+def test_what_is_of_the_training_part(path: str, training: bool) -> None:
+    assert is_for_training(path) == training
+
+
+def test_hidden_ids_may_hold_names_of_parts(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    ids = ["train_7", "4val9", "xDev3"]
+    hidden = download(tmp_path / "hidden", dicom_files, dict.fromkeys(ids, TRAIN["a3"]))
+    images = as_images(hidden, read_converted(data))
+    assert [row.id for row in read_layout(images, need="test").test] == ids
+
+
+def layered_files(root: Path, part: str, images: Images) -> None:
+    """Arrays (6, H, W): a few of them alone could be stacks of six images."""
+    array_files(root, part, {name: np.stack([image] * 6) for name, image in images.items()})
+
+
+def one_archive(root: Path, part: str, images: Images) -> None:
+    """Training and test images in one file, the labels of the former in another one."""
+    parts = {f"x_{part}": np.stack(list(images.values()))}
+    if part == "test":
+        parts |= {"x_train": np.stack(list(TRAIN.values())), "test_ids": np.array(list(images))}
+        np.savez(root / "images.npz", **parts)
+    np.save(root / "train_labels.npy", np.arange(len(TRAIN)) % 2)
+
+
+def table_without_part(root: Path, part: str, images: Images) -> None:
+    tables(root, part, images)
+    if part == "test":
+        (root / "test.csv").rename(root / "unlabelled.csv")
+
+
+@pytest.mark.parametrize(
+    ("write", "folder"), [(layered_files, "test"), (one_archive, "test"), (table_without_part, "unlabelled")]
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_test_part_is_read_without_the_training_part_as_with_it(
+    write, folder, count, tmp_path, taken
+) -> None:
+    data = taken(write)
+    hidden = dict(list(HIDDEN.items())[:count])
+    images = as_images(download(tmp_path / "hidden", write, hidden), read_converted(data))
+    assert names(images / folder) == [f"{name}.png" for name in hidden]
+    if write is not one_archive:
+        assert (pixels_of(images / folder / "h0.png") == pixels_of(data / "train/a3.png")).all()
+
+
+def test_a_test_part_without_any_image_is_refused(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    hidden = tmp_path / "hidden"
+    put(hidden / "test/a.svs", b"slide")
+    with pytest.raises(UserError, match=r"(?s)no image.*\.svs.*1 \.svs not turned into images"):
+        as_images(hidden, read_converted(data))
+
+
+def test_converted_images_are_removed_when_the_process_ends(tmp_path, taken, monkeypatch) -> None:
+    data = taken(dicom_files)
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import sys, pathlib; from pipeline.fetch import containers, originals; "
+        "data = pathlib.Path(sys.argv[1]); "
+        "print(originals.as_images(data / originals.ORIGINALS, containers.read_converted(data)))"
+    )
+    given = {"env": os.environ | {"TMPDIR": str(tmp_path / "temporary")}, "cwd": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, str(data)], capture_output=True, text=True, **given)
+    assert str(tmp_path / "temporary/images-") in done.stdout
+    assert names(tmp_path / "temporary") == []
 
 
 @pytest.mark.slow

@@ -92,6 +92,8 @@ def convert(stage: Staged) -> None:
             if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
                 reason = "it holds pickled Python objects, which may run code"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
+    if stage.repeated is not None:  # a file may hold training images too; their labels are not here
+        arrays = [array for array in arrays if not array.key or _part(stage, array) != "train"]
     stage.notes += unread[:5] + (
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
     )
@@ -155,8 +157,8 @@ def _planes_shape(shape: tuple[int, ...]) -> bool:
 def _stacks(stage: Staged, arrays: list[_Array]) -> list[_Array]:
     """Return the arrays that hold many images, also those of few images shaped like those of a larger one."""
     sure, name = [array for array in arrays if _is_stack(array, arrays)], "shapes of stacks"
-    if not sure and name not in (stage.repeated or ()):
-        return []
+    if name not in stage.repeated if stage.repeated is not None else not sure:
+        return []  # few files, of a kernel's placeholder set, may look like stacks
     shapes = stage.decide(
         name, lambda: [list(shape) for shape in sorted({array.shape[1:] for array in sure})]
     )

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
 from pipeline.fetch.grey_range import Rule
-from pipeline.fetch.staged_rows import Staged, part_of, staged
+from pipeline.fetch.staged_rows import Staged, is_for_training, part_of, staged
 from pipeline.files import write_json
 from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.wording import listed
@@ -175,7 +175,7 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]], done: Conver
     gone = [
         name
         for name, stood in sorted(before.items())
-        if after.get(name) != stood and part_of(name) != "train"
+        if after.get(name) != stood and not is_for_training(name)
     ]
     gone.sort(key=lambda name: part_of(name) != "test")
     counts = Counter(suffix_of(name) for name in gone)

@@ -26,11 +26,30 @@ PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ati
 
 def part_of(path: str) -> str:
     """Return `train`, `test` or `val` from the innermost part of a path that names one; else empty."""
-    for piece in reversed(re.sub(r"([a-z])([A-Z])", r"\1_\2", path).lower().split("/")):
-        found = [match.lastindex for match in PARTS.finditer(piece)]
-        if found:
-            return ("train", "test", "val")[(found[-1] or 1) - 1]
-    return ""
+    return next((found[-1] for piece in reversed(path.split("/")) if (found := _parts_in(piece))), "")
+
+
+def is_for_training(path: str) -> bool:
+    """Return True for a file of the training or the validation part.
+
+    Folders decide, and the file's name only if they do not: below a folder of the test part every name is an
+    id, which may hold `train` or `val` by chance. So may the name of any file, after a digit.
+    """
+    *folders, name = path.split("/")
+    named = [set(found) for folder in folders if (found := _parts_in(folder))]
+    if {"test"} in named:
+        return False
+    return any("test" not in parts for parts in named) or _parts_in(name, r"(?<!\d)")[-1:] in (
+        ["train"],
+        ["val"],
+    )
+
+
+def _parts_in(piece: str, before: str = "") -> list[str]:
+    """Return the parts that a file or a folder names, in order; `before`: what must stand before each."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", piece).lower()
+    found = re.finditer(before + PARTS.pattern, words)
+    return [("train", "test", "val")[(match.lastindex or 1) - 1] for match in found]
 
 
 @dataclass
