@@ -172,6 +172,18 @@ def test_a_damaged_hidden_file_becomes_an_image_that_cannot_be_read(tmp_path, ta
     assert [row.id for row in read_layout(images, need="test").test] == list(HIDDEN)
 
 
+def test_hidden_dicom_files_without_a_window_get_the_usual_one(tmp_path, taken, capsys) -> None:
+    """The windows here have centres from 300 to 370 and a width of 500; h0 has that of a3."""
+    data = taken(dicom_windows)
+    hidden = download(tmp_path / "hidden", dicom_windows, HIDDEN)
+    dicom(hidden / "test/h1.dcm", np.maximum(TRAIN["a3"], 0).astype(np.uint16))
+    capsys.readouterr()
+    images = as_images(hidden, read_converted(data))
+    found = [pixels_of(images / f"test/h{number}.png").astype(int) for number in (0, 1)]
+    assert "1 file without a window: the usual one of the set" in capsys.readouterr().out
+    assert np.abs(found[0] - found[1]).max() <= 8 and found[1].std() > 20
+
+
 def test_a_test_set_of_images_is_used_as_it_is(tmp_path, taken) -> None:
     data = taken(dicom_files)
     hidden = tmp_path / "hidden"
@@ -302,4 +314,4 @@ def test_a_kernel_converts_the_hidden_test_set(write, tmp_path, taken, tiny_back
     assert re.search(rf"original form, as on Kaggle: {converted} files? converted in \d", printed)
     assert "before that, converting them to images: " in printed
     needs = re.search(r"^NEEDS = (.+)$", (tmp_path / "kernel/kernel/kernel.py").read_text(), re.MULTILINE)
-    assert needs and ('"pydicom": "0"' in needs[1]) == (write is dicom_files)
+    assert needs and ('"pydicom": "3.0"' in needs[1]) == (write is dicom_files)
