@@ -22,6 +22,7 @@ from pipeline.wording import listed
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
 JOINED, JOINED_LEVELS = "joined channels", "grey levels of joined channels"  # decisions
+JOINED_DEEP = "joined channels of more than 8 bits"
 _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), "packages?": [TEXT]}
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
@@ -131,12 +132,16 @@ def convert(
         _sweep(folder, root)
     notes, joined = stage.notes + _unread(stage), []
     if names := channels or _channels_again(root, repeated):
-        from pipeline.fetch.channels import stack
+        from pipeline.fetch.channels import Levels, stack
 
-        known = (repeated or {}).get(JOINED_LEVELS)
-        done = stack(root, names, Rule.read(known) if known else None)
-        notes, joined = notes + done.notes, done.gone
-        stage.decided |= {JOINED: list(names), JOINED_LEVELS: asdict(done.rule) if done.rule else None}
+        known = None
+        if repeated is not None:
+            levels = repeated[JOINED_LEVELS]
+            known = Levels(repeated[JOINED_DEEP], Rule.read(levels) if levels else None)
+        done = stack(root, names, known)
+        notes, joined, rule = notes + done.notes, done.gone, done.levels.rule
+        stage.decided |= {JOINED: list(names), JOINED_DEEP: done.levels.deep}
+        stage.decided[JOINED_LEVELS] = asdict(rule) if rule else None
     return Conversion(notes, stage.decided, sorted(stage.packages), joined)
 
 
