@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,10 +200,42 @@ def test_files_of_another_kind_than_here_are_refused(tmp_path, taken) -> None:
         as_images(download(tmp_path / "hidden", array_files, HIDDEN), read_converted(data))
 
 
+@pytest.mark.parametrize("name", ["band_3", "a_band"])
+def test_other_bands_than_here_are_refused(name, tmp_path, taken) -> None:
+    data = taken(bands)
+    hidden = download(tmp_path / "hidden", bands, HIDDEN)
+    text = (hidden / "test.json").read_text()
+    (hidden / "test.json").write_text(text.replace("band_1", name))
+    with pytest.raises(UserError, match=rf"test.json: band_2, {name}"):
+        as_images(hidden, read_converted(data))
+
+
 def test_large_originals_are_not_kept(taken, monkeypatch, capsys) -> None:
     monkeypatch.setattr(originals, "MOST_BYTES", 1000)
     data = taken(dicom_files)
     assert not (data / ORIGINALS).exists() and (data / CONVERTED).exists()
+    assert "will not rehearse their conversion" in capsys.readouterr().out
+
+
+def test_records_of_an_earlier_download_are_never_taken_for_those_of_another(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    for path in data.iterdir():
+        if not path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = tmp_path / "other"
+    put(other / "train/x/a.png", png(grey(1)))
+    with pytest.raises(UserError, match=rf"{CONVERTED}, {ORIGINALS} of an earlier download.*rm -r "):
+        install.main(["--from", str(other), "--data", str(data)])
+    assert not (data / "train").exists()
+
+
+def test_without_hard_links_no_originals_are_kept(taken, monkeypatch, capsys) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    data = taken(dicom_files)
+    assert not (data / ORIGINALS).exists() and read_converted(data)
     assert "will not rehearse their conversion" in capsys.readouterr().out
 
 

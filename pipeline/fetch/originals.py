@@ -28,7 +28,7 @@ MOST_BYTES = 1_000_000_000  # of files that would be deleted if they were not ke
 def keep_originals(root: Path) -> None:
     """Link every file below `root` that is not of the training part into `root/.originals`.
 
-    Nothing is kept on a file system without hard links.
+    Nothing is kept on a file system without hard links; `drop_originals` says so.
     """
     place = root / ORIGINALS
     paths = list(_test_part(root))
@@ -43,19 +43,18 @@ def keep_originals(root: Path) -> None:
 def drop_originals(root: Path, converted: Sequence[str]) -> str:
     """Remove `root/.originals` if none of its files was `converted` (relative paths), or if these are large.
 
-    Return a line that says so in the second case, else an empty text.
+    Return a line that says so in the second case, or if they could not be linked; else an empty text.
     """
-    place = root / ORIGINALS
+    place, lost = root / ORIGINALS, "`make kernel` will not rehearse their conversion"
+    if converted and not place.is_dir():
+        return f"the original test files are not kept (no hard links on this file system): {lost}"
     size = sum((place / name).stat().st_size for name in converted if (place / name).is_file())
     if converted and size <= MOST_BYTES:
         return ""
     shutil.rmtree(place, ignore_errors=True)
     if not size:
         return ""
-    return (
-        f"the original test files ({human_size(size)}) are not kept: `make kernel` will not rehearse their "
-        "conversion"
-    )
+    return f"the original test files ({human_size(size)}) are not kept: {lost}"
 
 
 def as_images(data_dir: Path, converted: Converted | None) -> Path:
