@@ -1061,6 +1061,27 @@ def test_images_that_an_older_make_data_made_are_refused(finished_run: Path, tmp
     assert not (tmp_path / "kernel").exists()
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_a_kernel_never_repeats_another_conversion_than_that_of_training(
+    other: bool, finished_run: Path, tmp_path: Path
+) -> None:
+    """The data folder has other grey levels than that of training, or was copied without hidden files."""
+    data, run, trained = tmp_path / "data", tmp_path / "run", tmp_path / "trained"
+    shutil.copytree(finished_run / "data", data)
+    shutil.copytree(finished_run / "run", run)
+    trained.mkdir()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"data": str(trained)}))
+    noted = {"files": {".npy": 1}, "examples": ["test/a.npy"], "packages": []}
+    (trained / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 1}}))
+    if other:
+        (data / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 2}}))
+    given = ["--model", str(run), "--data", str(data), "--output", str(tmp_path / "kernel")]
+    with pytest.raises(UserError, match=rf"{data} and {trained}.*{CONVERTED}"):
+        main([*given, "--competition", "glyphs"])
+    assert not (tmp_path / "kernel").exists()
+
+
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:
     given = [
         *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),

@@ -200,6 +200,20 @@ def test_files_of_another_kind_than_here_are_refused(tmp_path, taken) -> None:
         as_images(download(tmp_path / "hidden", array_files, HIDDEN), read_converted(data))
 
 
+@pytest.mark.parametrize("write", [tables, stacks, array_files])
+@pytest.mark.parametrize(("here", "there"), [(1, 200), (1 / 255, 1), (200, 1)])
+def test_numbers_of_another_depth_are_refused(write, here, there, tmp_path, monkeypatch) -> None:
+    for name, scale in (("download", here), ("hidden", there)):
+        images = {f"{name}{number}": grey(number, SIZE).astype(float) * scale for number in range(9)}
+        monkeypatch.setattr(sys.modules[__name__], "TRAIN", images)
+        download(tmp_path / name, write, {f"t{key}": image for key, image in images.items()})
+    install.main(["--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")])
+    converted = read_converted(tmp_path / "data")
+    as_images(tmp_path / "data" / ORIGINALS, converted)
+    with pytest.raises(UserError, match=r"another depth(?s:.*)grey levels of .*: 9 of 9 images"):
+        as_images(tmp_path / "hidden", converted)
+
+
 @pytest.mark.parametrize("name", ["band_3", "a_band"])
 def test_other_bands_than_here_are_refused(name, tmp_path, taken) -> None:
     data = taken(bands)

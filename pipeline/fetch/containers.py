@@ -121,13 +121,15 @@ def convert(
     of image files that are joined into one image each (`fetch.channels.stack`).
 
     Raises:
-        UserError: a container is damaged or cut short, or an optional package is missing.
+        UserError: a container is damaged or cut short, or an optional package is missing; or most images hold
+            numbers of another kind than those of the earlier conversion.
     """
     from pipeline.fetch import arrays, bson_files, dicom, json_bands, pixel_tables, tfrecords
 
     stage = staged(root, repeated)
     for reader in (dicom, tfrecords, bson_files, json_bands, pixel_tables, arrays):
         reader.convert(stage)
+    stage.check_numbers()
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
     notes, joined = stage.notes + _unread(stage), []

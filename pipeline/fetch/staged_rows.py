@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.grey_range import Rule
+from pipeline.fetch.grey_range import Rule, Watched
 from pipeline.fetch.pixels import Shape, shape_of
 from pipeline.files import versioned
 from pipeline.tables import load_table, write_table
@@ -70,6 +70,7 @@ class Staged:
     notes: list[str] = field(default_factory=list)
     decided: dict[str, Any] = field(default_factory=dict)  # what this conversion decided
     packages: set[str] = field(default_factory=set)  # optional ones that it needed
+    watched: dict[str, Watched] = field(default_factory=dict)  # rules of the earlier conversion, by name
     # tables that this code wrote: columns and rows
     written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
     _listing: list[Path] = field(default_factory=list)
@@ -108,7 +109,24 @@ class Staged:
 
     def rule(self, name: str, find: Callable[[], Rule]) -> Rule:
         """Return the grey range of the images called `name`; see `decide`."""
-        return Rule.read(self.decide(name, lambda: asdict(find())))
+        rule = Rule.read(self.decide(name, lambda: asdict(find())))
+        if self.repeated is None:
+            return rule
+        self.watched[name] = Watched(rule.low, rule.high, rule.says)
+        return self.watched[name]
+
+    def check_numbers(self) -> None:
+        """Check that images of a repeated conversion hold numbers as those of the earlier one.
+
+        Raises:
+            UserError: most of them do not.
+        """
+        raise_all(
+            [f"{name}: {problem}" for name, rule in self.watched.items() if (problem := rule.problem())],
+            "the test images hold numbers of another kind than those that `make data` converted (another "
+            "depth?): the same grey level would mean something else. Run `make data` on the newest download, "
+            "then train again:",
+        )
 
     def shape(self, count: int, rows: np.ndarray) -> Shape | None:
         """Return `shape_of(count, rows)`, or what it was the first time; see `decide`."""
