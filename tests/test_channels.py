@@ -201,6 +201,40 @@ def test_hidden_images_are_joined_as_those_here(tmp_path, join, deep):
     assert as_images(tmp_path / "data", converted) == tmp_path / "data"  # joined already: placeholder rows
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_hidden_channels_of_another_depth_are_refused(tmp_path, join, deep):
+    for root, is_deep in (("kaggle", deep), ("hidden", not deep)):
+        for part, ids in IDS.items():
+            for name in (f"{part}/{image_id}" for image_id in ids):
+                for channel in RGB:
+                    kind = np.uint16 if is_deep and channel == "green" else np.uint8
+                    write(tmp_path / root / f"{name}_{channel}.png", plane(LEVELS[channel], dtype=kind))
+        tables(tmp_path / root)
+    join(tmp_path / "kaggle")
+    with pytest.raises(UserError, match="another depth") as caught:
+        as_images(tmp_path / "hidden", containers.read_converted(tmp_path / "data"))
+    assert "green: test/x_green.png" in str(caught.value) and "red:" not in str(caught.value)
+
+
+def test_hidden_ids_that_lack_a_channel_are_damaged_images(tmp_path, join, capsys):
+    """x stays whole; y lacks a channel, z has one of another size, v a damaged one."""
+    join(hpa(tmp_path / "kaggle"))
+    hidden = hpa(tmp_path / "hidden")
+    for name in "zv":
+        for channel in RGB:
+            write(hidden / f"test/{name}_{channel}.png", plane(9))
+    (hidden / "test/y_green.png").unlink()
+    write(hidden / "test/z_red.png", plane(3, (8, 9)))
+    (hidden / "test/v_blue.png").write_bytes(b"no image")
+    capsys.readouterr()
+    joined = as_images(hidden, containers.read_converted(tmp_path / "data"))
+    sizes = {name: (joined / f"test/{name}.png").stat().st_size for name in "xyzv"}
+    assert sizes["x"] > 0 and not any(sizes[name] for name in "yzv")
+    assert images(joined) == [f"test/{name}.png" for name in "vxyz"]
+    said = capsys.readouterr().out
+    assert "3 damaged images" in said and "test/y_blue.png: no green beside it" in said
+
+
 def test_an_interrupted_move_is_continued_with_the_same_channels(tmp_path, join, monkeypatch):
     hpa(tmp_path / "kaggle")
 

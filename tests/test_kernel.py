@@ -379,7 +379,7 @@ def test_two_cards_are_estimated_to_take_half_the_time() -> None:
         "  4 CPU cores (0.1 TFLOP/s): "
     )
     assert forecast(1e9, 1_000, 9.0, has_gpu=False)[1:] == ["  4 CPU cores (0.1 TFLOP/s): 10 s"]
-    assert forecast(1e9, 1_000, 9.0, converting=0.5)[-1].endswith("converting them to images: 8m20s as here")
+    assert "images: at most 8m20s" in forecast(1e9, 1_000, 9.0, converting=0.5)[-1]
 
 
 def test_views_count_in_the_cost(finished_run: Path) -> None:
@@ -1058,6 +1058,27 @@ def test_images_that_an_older_make_data_made_are_refused(finished_run: Path, tmp
     (data / CONVERTED).write_text('{"files": {".csv": 1, ".dcm": 2}, "examples": ["test.csv"]}')
     given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
     with pytest.raises(UserError, match=r"1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*`make data` again"):
+        main([*given, "--competition", "glyphs"])
+    assert not (tmp_path / "kernel").exists()
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_kernel_never_repeats_another_conversion_than_that_of_training(
+    other: bool, finished_run: Path, tmp_path: Path
+) -> None:
+    """The data folder has other grey levels than that of training, or was copied without hidden files."""
+    data, run, trained = tmp_path / "data", tmp_path / "run", tmp_path / "trained"
+    shutil.copytree(finished_run / "data", data)
+    shutil.copytree(finished_run / "run", run)
+    trained.mkdir()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"data": str(trained)}))
+    noted = {"files": {".npy": 1}, "examples": ["test/a.npy"], "packages": []}
+    (trained / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 1}}))
+    if other:
+        (data / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 2}}))
+    given = ["--model", str(run), "--data", str(data), "--output", str(tmp_path / "kernel")]
+    with pytest.raises(UserError, match=rf"{data} and {trained}.*{CONVERTED}"):
         main([*given, "--competition", "glyphs"])
     assert not (tmp_path / "kernel").exists()
 

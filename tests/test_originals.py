@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +20,10 @@ from pipeline.errors import UserError
 from pipeline.fetch import install, originals
 from pipeline.fetch.containers import CONVERTED, read_converted
 from pipeline.fetch.originals import ORIGINALS, as_images
+from pipeline.fetch.staged_rows import is_for_training
 from pipeline.kernel import make
 from pipeline.tables import write_table
-from tests.test_containers import dicom, grey, names, pixels_of, png, put, record, sample
+from tests.test_containers import ROOT, dicom, grey, names, pixels_of, png, put, record, sample
 
 SIZE = 24
 TRAIN = {f"a{number}": grey(number, SIZE) * 3.5 - 100 for number in range(8)}
@@ -184,6 +189,18 @@ def test_a_damaged_hidden_file_becomes_an_image_that_cannot_be_read(tmp_path, ta
     assert [row.id for row in read_layout(images, need="test").test] == list(HIDDEN)
 
 
+def test_hidden_dicom_files_without_a_window_get_the_usual_one(tmp_path, taken, capsys) -> None:
+    """The windows here have centres from 300 to 370 and a width of 500; h0 has that of a3."""
+    data = taken(dicom_windows)
+    hidden = download(tmp_path / "hidden", dicom_windows, HIDDEN)
+    dicom(hidden / "test/h1.dcm", np.maximum(TRAIN["a3"], 0).astype(np.uint16))
+    capsys.readouterr()
+    images = as_images(hidden, read_converted(data))
+    found = [pixels_of(images / f"test/h{number}.png").astype(int) for number in (0, 1)]
+    assert "1 file without a window: the usual one of the set" in capsys.readouterr().out
+    assert np.abs(found[0] - found[1]).max() <= 8 and found[1].std() > 20
+
+
 def test_a_test_set_of_images_is_used_as_it_is(tmp_path, taken) -> None:
     data = taken(dicom_files)
     hidden = tmp_path / "hidden"
@@ -199,10 +216,56 @@ def test_files_of_another_kind_than_here_are_refused(tmp_path, taken) -> None:
         as_images(download(tmp_path / "hidden", array_files, HIDDEN), read_converted(data))
 
 
+@pytest.mark.parametrize("write", [tables, stacks, array_files])
+@pytest.mark.parametrize(("here", "there"), [(1, 200), (1 / 255, 1), (200, 1)])
+def test_numbers_of_another_depth_are_refused(write, here, there, tmp_path, monkeypatch) -> None:
+    for name, scale in (("download", here), ("hidden", there)):
+        images = {f"{name}{number}": grey(number, SIZE).astype(float) * scale for number in range(9)}
+        monkeypatch.setattr(sys.modules[__name__], "TRAIN", images)
+        download(tmp_path / name, write, {f"t{key}": image for key, image in images.items()})
+    install.main(["--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")])
+    converted = read_converted(tmp_path / "data")
+    as_images(tmp_path / "data" / ORIGINALS, converted)
+    with pytest.raises(UserError, match=r"another depth(?s:.*)grey levels of .*: 9 of 9 images"):
+        as_images(tmp_path / "hidden", converted)
+
+
+@pytest.mark.parametrize("name", ["band_3", "a_band"])
+def test_other_bands_than_here_are_refused(name, tmp_path, taken) -> None:
+    data = taken(bands)
+    hidden = download(tmp_path / "hidden", bands, HIDDEN)
+    text = (hidden / "test.json").read_text()
+    (hidden / "test.json").write_text(text.replace("band_1", name))
+    with pytest.raises(UserError, match=rf"test.json: band_2, {name}"):
+        as_images(hidden, read_converted(data))
+
+
 def test_large_originals_are_not_kept(taken, monkeypatch, capsys) -> None:
     monkeypatch.setattr(originals, "MOST_BYTES", 1000)
     data = taken(dicom_files)
     assert not (data / ORIGINALS).exists() and (data / CONVERTED).exists()
+    assert "will not rehearse their conversion" in capsys.readouterr().out
+
+
+def test_records_of_an_earlier_download_are_never_taken_for_those_of_another(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    for path in data.iterdir():
+        if not path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = tmp_path / "other"
+    put(other / "train/x/a.png", png(grey(1)))
+    with pytest.raises(UserError, match=rf"{CONVERTED}, {ORIGINALS} of an earlier download.*rm -r "):
+        install.main(["--from", str(other), "--data", str(data)])
+    assert not (data / "train").exists()
+
+
+def test_without_hard_links_no_originals_are_kept(taken, monkeypatch, capsys) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    data = taken(dicom_files)
+    assert not (data / ORIGINALS).exists() and read_converted(data)
     assert "will not rehearse their conversion" in capsys.readouterr().out
 
 
@@ -214,6 +277,108 @@ def test_a_download_of_images_keeps_no_originals(tmp_path, taken) -> None:
 
     data = taken(files)
     assert not (data / ORIGINALS).exists() and not (data / CONVERTED).exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "training"),
+    [
+        *[
+            (f"{name}/{file}", True)
+            for name in ("train", "stage_1_train_images")
+            for file in ("a.dcm", "test1.dcm")
+        ],
+        *[("train.csv", True), ("x_train.npy", True), ("data/val.parquet", True), ("train/dev7/1.dcm", True)],
+        *[("train_and_test/train/a.dcm", True), ("train_and_test/test/a.dcm", False), ("test.csv", False)],
+        *[("test/train_1.dcm", False), ("test/4val9.dcm", False), ("stage_2_test_images/dev7/1.dcm", False)],
+        *[("images/4val9.dcm", False), ("images/a.dcm", False), ("training_data/test/a.dcm", False)],
+    ],
+)
+def test_what_is_of_the_training_part(path: str, training: bool) -> None:
+    assert is_for_training(path) == training
+
+
+def test_hidden_ids_may_hold_names_of_parts(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    ids = ["train_7", "4val9", "xDev3"]
+    hidden = download(tmp_path / "hidden", dicom_files, dict.fromkeys(ids, TRAIN["a3"]))
+    images = as_images(hidden, read_converted(data))
+    assert [row.id for row in read_layout(images, need="test").test] == ids
+
+
+def layered_files(root: Path, part: str, images: Images) -> None:
+    """Arrays (6, H, W): a few of them alone could be stacks of six images."""
+    array_files(root, part, {name: np.stack([image] * 6) for name, image in images.items()})
+
+
+def one_archive(root: Path, part: str, images: Images) -> None:
+    """Training and test images in one file, the labels of the former in another one."""
+    parts = {f"x_{part}": np.stack(list(images.values()))}
+    if part == "test":
+        parts |= {"x_train": np.stack(list(TRAIN.values())), "test_ids": np.array(list(images))}
+        np.savez(root / "images.npz", **parts)
+    np.save(root / "train_labels.npy", np.arange(len(TRAIN)) % 2)
+
+
+def one_hdf5(root: Path, part: str, images: Images) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(root / "images.h5", "a") as file:
+        file[f"x_{part}"] = np.stack(list(images.values()))
+        file[f"y_{part}"] = np.arange(len(images)) % 2
+
+
+def groups_of_hdf5(root: Path, part: str, images: Images) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(root / "images.h5", "a") as file:
+        for name, image in images.items():
+            file[f"{part}/{name}"] = image
+    labels(root)
+
+
+def table_without_part(root: Path, part: str, images: Images) -> None:
+    tables(root, part, images)
+    if part == "test":
+        (root / "test.csv").rename(root / "unlabelled.csv")
+
+
+@pytest.mark.parametrize(
+    ("write", "folder"),
+    [
+        *((write, "test") for write in (layered_files, one_archive, one_hdf5, groups_of_hdf5)),
+        (table_without_part, "unlabelled"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_test_part_is_read_without_the_training_part_as_with_it(
+    write, folder, count, tmp_path, taken
+) -> None:
+    data = taken(write)
+    hidden = dict(list(HIDDEN.items())[:count])
+    images = as_images(download(tmp_path / "hidden", write, hidden), read_converted(data))
+    assert names(images / folder) == [f"{name}.png" for name in hidden]
+    if write not in (one_archive, one_hdf5):  # there training images have numbers as names
+        assert (pixels_of(images / folder / "h0.png") == pixels_of(data / "train/a3.png")).all()
+
+
+def test_a_test_part_without_any_image_is_refused(tmp_path, taken) -> None:
+    data = taken(dicom_files)
+    hidden = tmp_path / "hidden"
+    put(hidden / "test/a.svs", b"slide")
+    with pytest.raises(UserError, match=r"(?s)no image.*\.svs.*1 \.svs not turned into images"):
+        as_images(hidden, read_converted(data))
+
+
+def test_converted_images_are_removed_when_the_process_ends(tmp_path, taken, monkeypatch) -> None:
+    data = taken(dicom_files)
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import sys, pathlib; from pipeline.fetch import containers, originals; "
+        "data = pathlib.Path(sys.argv[1]); "
+        "print(originals.as_images(data / originals.ORIGINALS, containers.read_converted(data)))"
+    )
+    given = {"env": os.environ | {"TMPDIR": str(tmp_path / "temporary")}, "cwd": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, str(data)], capture_output=True, text=True, **given)
+    assert str(tmp_path / "temporary/images-") in done.stdout
+    assert names(tmp_path / "temporary") == []
 
 
 @pytest.mark.slow
@@ -230,4 +395,4 @@ def test_a_kernel_converts_the_hidden_test_set(write, tmp_path, taken, tiny_back
     converted = 3 if write is dicom_files else 1
     assert re.search(rf"original form, as on Kaggle: {converted} files? converted in \d", printed)
     needs = re.search(r"^NEEDS = (.+)$", (tmp_path / "kernel/kernel/kernel.py").read_text(), re.MULTILINE)
-    assert needs and ('"pydicom": "0"' in needs[1]) == (write is dicom_files)
+    assert needs and ('"pydicom": "3.0"' in needs[1]) == (write is dicom_files)

@@ -18,7 +18,15 @@ from pipeline.errors import UserError
 from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.grey_range import Survey
 from pipeline.fetch.pixels import channels_rule, save
-from pipeline.fetch.stacks import Array, is_image_shape, is_vector, planes_of, stacks_of, write_stacks
+from pipeline.fetch.stacks import (
+    Array,
+    is_image_shape,
+    is_vector,
+    part_of_array,
+    planes_of,
+    stacks_of,
+    write_stacks,
+)
 from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted, listed
 
@@ -74,6 +82,8 @@ def convert(stage: Staged) -> None:
             if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
                 reason = "it holds pickled Python objects, which may run code"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
+    if stage.repeated is not None:  # a file may hold training images too; their labels are not here
+        arrays = [array for array in arrays if not array.key or part_of_array(stage, array) != "train"]
     stage.notes += unread[:5] + (
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
     )

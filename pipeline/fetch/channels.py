@@ -18,7 +18,7 @@ from pipeline.data.opening import BadImage, opened
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.archives import check_room
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import channels_rule, in_threads, save
+from pipeline.fetch.pixels import channels_rule, in_threads, new_file, save
 from pipeline.wording import counted, listed, nearest
 
 COLOURS = ["red", "green", "blue"]
@@ -76,14 +76,20 @@ def names_of(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The channels whose files have more than 8 bits, and the grey range of these (None: there are none)."""
+
+    deep: list[str]
+    rule: Rule | None
+
+
+@dataclass(frozen=True)
 class Joined:
-    """What `stack` did: lines for the user, the paths of the deleted files, and the grey range of images of
-    more than 8 bits (None: there are none).
-    """
+    """What `stack` did: lines for the user, the paths of the deleted files, and the levels."""
 
     notes: list[str]
     gone: list[str]
-    rule: Rule | None
+    levels: Levels
 
 
 def are_there(root: Path, names: Sequence[str]) -> bool:
@@ -94,23 +100,32 @@ def are_there(root: Path, names: Sequence[str]) -> bool:
     )
 
 
-def stack(root: Path, names: Sequence[str], known: Rule | None = None) -> Joined:
+def stack(root: Path, names: Sequence[str], known: Levels | None = None) -> Joined:
     """Write one PNG for each image below `root` whose files end with `names`, and delete these files.
 
     The first channel becomes red, the second green, the third blue; of two, the mean becomes blue; one is a
     grey image. Files of other channels are deleted too, so `root` must be a copy. An image with a damaged
-    file is this file, so that train.py and inference.py treat it as any damaged image. `known`: the grey
-    range of other images of the set, joined before.
+    file is this file, so that train.py and inference.py treat it as any damaged image.
+
+    `known`: the levels of other images of the set, joined before: the same are used. Then an image that lacks
+    a file, or whose files differ in size, counts as damaged too; a damaged image is an empty file.
 
     Raises:
         UserError: a channel, or its file for an image, is missing; files of an image differ in size; a file
-            holds colours; or none can be decoded. Every problem of a kind is listed.
+            holds colours or has another depth than known; or none can be decoded. Every problem of a kind is
+            listed.
     """
     asked = f"CHANNELS={','.join(names)}"
-    stacks = _found(root, names)
-    raise_all(_incomplete(root, stacks, names), f"{asked} does not fit the images:")
-    damaged, deep, most_pixels = _headers(root, stacks, names, asked)
-    rule = known or _survey(stacks, names) if deep else None
+    stacks, partial = _found(root, names), {}
+    if known:
+        partial = {target: reasons for target, one in stacks.items() if (reasons := _lacking(one, names))}
+    complete = {target: one for target, one in stacks.items() if target not in partial}
+    raise_all(_incomplete(root, complete, names), f"{asked} does not fit the images:")
+    damaged, levels, most_pixels = _headers(root, complete, names, asked, known)
+    damaged |= partial
+    rule = levels.rule
+    if levels.deep and not rule:
+        rule = _survey(complete, names)
     coloured: list[str] = []
     gone: list[Path] = []
     left: Counter[str] = Counter()
@@ -148,7 +163,10 @@ def stack(root: Path, names: Sequence[str], known: Rule | None = None) -> Joined
     says = "; ".join([*([] if list(names) == COLOURS else [_colours(names)]), bits])
     for target, found in damaged.items():
         path = next(iter(found))
-        path.replace(target.with_name(f"{target.stem}{path.suffix}"))
+        if known:
+            new_file(target).close()
+        else:
+            path.replace(target.with_name(f"{target.stem}{path.suffix}"))
         gone += _remove(stacks[target], target, names)
     lines = [f"{counted(len(stacks) - len(damaged), 'image')} from {listed(names)} ({example}): {says}"]
     if left:
@@ -157,16 +175,16 @@ def stack(root: Path, names: Sequence[str], known: Rule | None = None) -> Joined
         )
     if damaged:
         lines.append(
-            f"{counted(len(damaged), 'damaged image')}, because these files cannot be decoded: "
+            f"{counted(len(damaged), 'damaged image')}, because these files cannot be used: "
             + "; ".join(reasons[:3])
             + (f" and {len(reasons) - 3} more" if len(reasons) > 3 else "")
         )
-    return Joined(lines, [_shown(path, root) for path in gone], rule)
+    return Joined(lines, [_shown(path, root) for path in gone], Levels(levels.deep, rule))
 
 
 def _remove(one: _Stack, target: Path, names: Sequence[str]) -> list[Path]:
     """Delete the files of an image, and a folder that held only these. Returns the files."""
-    taken = [*(one.files[name][0] for name in names), *(path for _, path in one.others)]
+    taken = [*(one.files[name][0] for name in names if name in one.files), *(path for _, path in one.others)]
     for path in taken:
         path.unlink(missing_ok=True)
     if taken[0].parent != target.parent and not any(taken[0].parent.iterdir()):
@@ -242,6 +260,12 @@ def _split_folder(path: Path, root: Path) -> tuple[Path, str]:
     return path.parent.with_name(f"{path.parent.name}.png"), path.name.rpartition(".")[0]
 
 
+def _lacking(one: _Stack, names: Sequence[str]) -> dict[Path, str]:
+    """Return a file of an image that has no file for some channels, with the reason; empty for others."""
+    missing = [name for name in names if name not in one.files]
+    return {next(iter(one.files.values()))[0]: f"no {', '.join(missing)} beside it"} if missing else {}
+
+
 def _incomplete(root: Path, stacks: dict[Path, _Stack], names: Sequence[str]) -> list[str]:
     """Return what hinders writing an image: files that are missing, double, or in its place."""
     whole = [name for name in names if all(name in one.files for one in stacks.values())]
@@ -274,14 +298,16 @@ def _incomplete(root: Path, stacks: dict[Path, _Stack], names: Sequence[str]) ->
 
 
 def _headers(
-    root: Path, stacks: dict[Path, _Stack], names: Sequence[str], asked: str
-) -> tuple[dict[Path, dict[Path, str]], bool, int]:
+    root: Path, stacks: dict[Path, _Stack], names: Sequence[str], asked: str, known: Levels | None
+) -> tuple[dict[Path, dict[Path, str]], Levels, int]:
     """Read the header of every file.
 
-    Returns why images cannot be decoded, if any has more than 8 bits, and the pixels of the largest.
+    Returns why images cannot be decoded, the levels (the rule only if it is known), and the pixels of the
+    largest.
 
     Raises:
-        UserError: files of an image differ in size, or those of a channel in depth; or the disk is too small.
+        UserError: files of an image differ in size, or those of a channel in depth (also from the known one);
+            or the disk is too small.
     """
     damaged: dict[Path, dict[Path, str]] = {}
     problems, needed, most_pixels = [], 0, 1
@@ -301,6 +327,9 @@ def _headers(
                 damaged.setdefault(target, {})[path] = f"{bad}"
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
+            if known:
+                damaged[target] = {one.files[names[0]][0]: f"its channels differ in size ({told})"}
+                continue
             problems.append(f"{_shown(target, root).removesuffix('.png')}: {told}")
     raise_all(problems, f"{asked}: files of one image differ in size (pixels, width x height):")
     raise_all(
@@ -312,8 +341,22 @@ def _headers(
         f"{asked}: files of one channel differ in depth, so no grey level means the same in all; save them "
         "alike:",
     )
+    deep = [name for name, kinds in depths.items() if True in kinds]
+    if known:
+        bits = {True: "more than 8 bits", False: "8 bits"}
+        raise_all(
+            [
+                f"{name}: {_shown(path, root)} has {bits[other]}, the files joined before have "
+                f"{bits[name in known.deep]}"
+                for name, kinds in depths.items()
+                for other, path in kinds.items()
+                if other != (name in known.deep)
+            ],
+            f"{asked}: files have another depth than those of training, so no grey level means the same; run "
+            "`make data` on the newest download, then train again:",
+        )
     check_room(root, needed)
-    return damaged, any(True in kinds for kinds in depths.values()), most_pixels
+    return damaged, known or Levels(deep, None), most_pixels
 
 
 def _survey(stacks: dict[Path, _Stack], names: Sequence[str]) -> Rule:

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
 from pipeline.fetch.grey_range import Rule
-from pipeline.fetch.staged_rows import Staged, part_of, staged
+from pipeline.fetch.staged_rows import Staged, is_for_training, part_of, staged
 from pipeline.files import write_json
 from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.wording import listed
@@ -22,6 +22,7 @@ from pipeline.wording import listed
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
 JOINED, JOINED_LEVELS = "joined channels", "grey levels of joined channels"  # decisions
+JOINED_DEEP = "joined channels of more than 8 bits"
 _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), "packages?": [TEXT]}
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
@@ -121,23 +122,29 @@ def convert(
     of image files that are joined into one image each (`fetch.channels.stack`).
 
     Raises:
-        UserError: a container is damaged or cut short, or an optional package is missing.
+        UserError: a container is damaged or cut short, or an optional package is missing; or most images hold
+            numbers of another kind than those of the earlier conversion.
     """
     from pipeline.fetch import arrays, bson_files, dicom, hdf5_files, json_bands, pixel_tables, tfrecords
 
     stage = staged(root, repeated)
     for reader in (dicom, tfrecords, bson_files, hdf5_files, json_bands, pixel_tables, arrays):
         reader.convert(stage)
+    stage.check_numbers()
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
     notes, joined = stage.notes + _unread(stage), []
     if names := channels or _channels_again(root, repeated):
-        from pipeline.fetch.channels import stack
+        from pipeline.fetch.channels import Levels, stack
 
-        known = (repeated or {}).get(JOINED_LEVELS)
-        done = stack(root, names, Rule.read(known) if known else None)
-        notes, joined = notes + done.notes, done.gone
-        stage.decided |= {JOINED: list(names), JOINED_LEVELS: asdict(done.rule) if done.rule else None}
+        known = None
+        if repeated is not None:
+            levels = repeated[JOINED_LEVELS]
+            known = Levels(repeated[JOINED_DEEP], Rule.read(levels) if levels else None)
+        done = stack(root, names, known)
+        notes, joined, rule = notes + done.notes, done.gone, done.levels.rule
+        stage.decided |= {JOINED: list(names), JOINED_DEEP: done.levels.deep}
+        stage.decided[JOINED_LEVELS] = asdict(rule) if rule else None
     return Conversion(notes, stage.decided, sorted(stage.packages), joined)
 
 
@@ -176,7 +183,7 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]], done: Conver
     gone = [
         name
         for name, stood in sorted(before.items())
-        if after.get(name) != stood and part_of(name) != "train"
+        if after.get(name) != stood and not is_for_training(name)
     ]
     gone.sort(key=lambda name: part_of(name) != "test")
     counts = Counter(suffix_of(name) for name in gone)

@@ -20,6 +20,7 @@ from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
+USUAL = "usual window of DICOM files"  # a decision
 WINDOW = ("WindowCenter", "WindowWidth")
 USUAL_PIXELS = 4_000_000  # of a radiograph
 SURVEYED = 200  # files that are read for the grey range, spread over the set
@@ -60,17 +61,22 @@ def convert(stage: Staged) -> None:
     if not paths:
         return
     pydicom, failed = _pydicom(len(paths)), {}
-    windowed = stage.decide("windows of DICOM files", lambda: all(map(_has_window, _headers(paths))))
-    says, rule = "the window of each file (VOI LUT)", Rule((0,), (1,), "")
-    if not windowed:
+    windows: list[Rule] = []
+    windowed = stage.decide("windows of DICOM files", lambda: all(_note_windows(paths, windows)))
+    if windowed:
+        says, rule = "the window of each file (VOI LUT)", stage.rule(USUAL, lambda: _middle(windows))
+    else:
         rule = stage.rule("grey levels of DICOM files", lambda: _survey(paths).rule())
         says = rule.says
+    lacking = []  # windows: other files of the set all have one
 
     def write(path: Path) -> tuple[set[str], str]:
         """Return the packages that the file needed, and why it cannot be read."""
         try:
             data = pydicom.dcmread(path)
-            images = _images(data, rule, windowed)
+            if windowed and not _has_window(data):
+                lacking.append(path)
+            images = _images(data, rule, windowed and _has_window(data))
         except Exception as error:  # pydicom and its decoders raise many types on damaged files
             return set(), " ".join(str(error).split()) or type(error).__name__
         for number, planes in enumerate(images):
@@ -83,6 +89,8 @@ def convert(stage: Staged) -> None:
         stage.packages |= needed
         if problem:
             failed[path] = problem
+    if lacking:
+        says += f"; {counted(len(lacking), 'file')} without a window: {rule.says}"
     _report(stage, paths, failed, says)
     if stage.repeated is not None:  # as any damaged image: its id gets the class frequencies of training
         for path in failed:
@@ -148,6 +156,24 @@ def _pydicom(count: int) -> Any:
             f"{counted(count, 'DICOM file')} need one more package: {INSTALL}; then run the command again"
         ) from None
     return pydicom
+
+
+def _note_windows(paths: list[Path], windows: list[Rule]) -> Iterator[bool]:
+    """Yield for each file whether it has a window or needs none, and add the windows to `windows`."""
+    for data in _headers(paths):
+        has = _has_window(data)
+        if has and not _is_colour(data) and (window := _window(data)):
+            windows.append(window)
+        yield has
+
+
+def _middle(windows: list[Rule]) -> Rule:
+    """Return the usual window of a set, for other files of it that have none."""
+    if not windows:
+        return Rule((0,), (255,), "no window is known, 0 becomes black and 255 white")
+    ends = ([window.low[0] for window in windows], [window.high[0] for window in windows])
+    low, high = (float(np.median(values)) for values in ends)
+    return Rule((low,), (max(high, low + 1),), f"the usual one of the set, {low:.4g} to {high:.4g}")
 
 
 def _headers(paths: list[Path]) -> Iterator[Any]:

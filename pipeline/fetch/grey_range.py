@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 PERCENTILES = (0.5, 99.5)
 VALUES_AN_IMAGE = 512  # values of an image in the sample
+BEYOND, FLAT, FEWEST_STRANGE = 0.05, 2, 8  # share of numbers; grey levels; images: see Watched
 SAMPLED_IMAGES = 4096  # above this, half of the sample is dropped and only every second image is added
 
 
@@ -38,6 +39,34 @@ class Rule:
         )
         scaled = (planes.astype(np.float64) - low) * (255 / (high - low))
         return np.nan_to_num(np.clip(np.rint(scaled), 0, 255), nan=0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Watched(Rule):
+    """A rule that is applied to other images of the set than it was found for.
+
+    `strange`: for each image, whether its numbers seem to be of another kind: they go far beyond a range that
+    held all numbers, or they differ and yet become one grey level.
+    """
+
+    strange: list[bool] = field(default_factory=list, compare=False)
+
+    def apply(self, planes: np.ndarray) -> np.ndarray:
+        """Return grey levels as `Rule.apply`, and note whether the numbers are strange."""
+        levels = super().apply(planes)
+        if self.low == (0,) and self.high in ((1,), (255,)):
+            self.strange.append(bool((planes > self.high[0]).mean() > BEYOND))
+        else:
+            known = planes[np.isfinite(planes)] if np.ptp(levels) <= FLAT else planes[:0]
+            self.strange.append(bool(known.size and known.min() < known.max()))
+        return levels
+
+    def problem(self) -> str:
+        """Return what is strange about most of the images; empty if they are not, or are few."""
+        count = sum(self.strange)
+        if count < FEWEST_STRANGE or 2 * count <= len(self.strange):
+            return ""
+        return f"{count:,} of {len(self.strange):,} images, where training had: {self.says}"
 
 
 class Survey:

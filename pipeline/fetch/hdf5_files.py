@@ -17,7 +17,15 @@ from pipeline.errors import UserError, one_line
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.hdf5_contents import Dataset, Unsuited, contents, read_each, starts
 from pipeline.fetch.pixels import channels_rule, save
-from pipeline.fetch.stacks import is_image_shape, is_stack, is_vector, planes_of, write_encoded, write_stacks
+from pipeline.fetch.stacks import (
+    is_image_shape,
+    is_stack,
+    is_vector,
+    part_of_array,
+    planes_of,
+    write_encoded,
+    write_stacks,
+)
 from pipeline.fetch.staged_rows import PARTS, Staged, check_names, part_of
 from pipeline.wording import counted, listed
 
@@ -85,6 +93,12 @@ def _read(stage: Staged, path: Path) -> _File | None:
     groups: dict[str, list[Dataset]] = {}
     for dataset in _encoded(datasets):
         groups.setdefault(dataset.key.rpartition("/")[0], []).append(dataset)
+    if stage.repeated is not None:  # a file may hold training images too; their labels are not here
+        groups = {
+            group: wanted
+            for group, inside in groups.items()
+            if (wanted := [each for each in inside if part_of_array(stage, each) != "train"])
+        }
     file = _File(path)
     lengths = {max(each.shape) for each in datasets if is_vector(each) and each.kind != "e"}
     for group, inside in sorted(groups.items(), key=lambda item: item[0]):

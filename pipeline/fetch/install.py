@@ -23,7 +23,7 @@ from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
 from pipeline.lock import holding_folder
 from pipeline.shapes import TEXT, read_object, read_shaped
-from pipeline.wording import nearest
+from pipeline.wording import listed, nearest
 
 READY_RECORD = "ready.json"  # in a work folder: the source of the prepared content, and lines to print
 FROM_DIR = ".from.download"  # in the data folder: work folder for a download made by hand
@@ -350,7 +350,7 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
         if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
     ]
     if not found:
-        return []
+        return _records_left(data_dir)
     slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)
     memory = next((name for name in MEMORIES if name in found), None)
     others = [name for name in found if name not in MEMORIES]
@@ -364,12 +364,22 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
         return [f"{data_dir} already holds {holds}; {elsewhere}"]
     if slug_there not in (None, slug):
         return [f"{data_dir / memory} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
+    if left := _records_left(data_dir):
+        return left
     if not others or yes or agreed(f"{data_dir} holds {_few(others)}. Put {slug} beside them? [y/N] "):
         return []
     return [
         f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or "
         f"{elsewhere}"
     ]
+
+
+def _records_left(data_dir: Path) -> list[str]:
+    """Return why hidden records forbid to put another competition into `data_dir`; empty without any."""
+    names = [name for name in (containers.CONVERTED, originals.ORIGINALS) if os.path.lexists(data_dir / name)]
+    paths = " ".join(quote(str(data_dir / name)) for name in names)
+    told = f"{data_dir} holds {listed(names)} of an earlier download, which is not there: rm -r {paths}"
+    return [told] if names else []
 
 
 def _visible(data_dir: Path) -> list[str]:

@@ -41,13 +41,23 @@ def convert(stage: Staged) -> None:
 
     Raises:
         UserError: the JSON is cut short or broken, or bands differ in length or hold values that are not
-            numbers; every such row is listed.
+            numbers; every such row is listed. Or a kernel finds other bands than `make data` did.
     """
     found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
     if not found:
         return
     # The order of keys in JSON means nothing, but training and test images need the same one
     first = stage.decide("bands of numbers", lambda: found[0].keys)
+    if stage.repeated is not None:
+        raise_all(
+            [
+                f"{stage.shown(bands.path)}: {listed(bands.keys)}"
+                for bands in found
+                if set(bands.keys) != set(first)
+            ],
+            f"other bands than {listed(first)}, which `make data` made the channels of images; run it on the "
+            "newest download, then train again:",
+        )
     found = [replace(bands, keys=_in_order_of(first, bands.keys)) for bands in found]
     survey, others = Survey(), {}
     for bands in found:

@@ -6,6 +6,7 @@ images here, so that `make kernel` can rehearse on it; a kernel converts the hid
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -13,12 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.competition.folders import is_hidden
+from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, suffix_of
 from pipeline.errors import UserError
 from pipeline.fetch.containers import Converted, convert
-from pipeline.fetch.staged_rows import part_of
+from pipeline.fetch.staged_rows import is_for_training
 from pipeline.files import human_size
-from pipeline.wording import counted
+from pipeline.wording import counted, listed
 
 ORIGINALS = ".originals"  # in a data folder: hard links to the files of the test part, as they were
 MOST_BYTES = 1_000_000_000  # of files that would be deleted if they were not kept
@@ -27,7 +28,7 @@ MOST_BYTES = 1_000_000_000  # of files that would be deleted if they were not ke
 def keep_originals(root: Path) -> None:
     """Link every file below `root` that is not of the training part into `root/.originals`.
 
-    Nothing is kept on a file system without hard links.
+    Nothing is kept on a file system without hard links; `drop_originals` says so.
     """
     place = root / ORIGINALS
     paths = list(_test_part(root))
@@ -42,33 +43,35 @@ def keep_originals(root: Path) -> None:
 def drop_originals(root: Path, converted: Sequence[str]) -> str:
     """Remove `root/.originals` if none of its files was `converted` (relative paths), or if these are large.
 
-    Return a line that says so in the second case, else an empty text.
+    Return a line that says so in the second case, or if they could not be linked; else an empty text.
     """
-    place = root / ORIGINALS
+    place, lost = root / ORIGINALS, "`make kernel` will not rehearse their conversion"
+    if converted and not place.is_dir():
+        return f"the original test files are not kept (no hard links on this file system): {lost}"
     size = sum((place / name).stat().st_size for name in converted if (place / name).is_file())
     if converted and size <= MOST_BYTES:
         return ""
     shutil.rmtree(place, ignore_errors=True)
     if not size:
         return ""
-    return (
-        f"the original test files ({human_size(size)}) are not kept: `make kernel` will not rehearse their "
-        "conversion"
-    )
+    return f"the original test files ({human_size(size)}) are not kept: {lost}"
 
 
 def as_images(data_dir: Path, converted: Converted | None) -> Path:
     """Return a new temporary folder: the test part of `data_dir`, with images as `make data` made them.
 
-    `converted`: what it converted here; None: nothing. Then, and if the test set holds no such files, it is
-    `data_dir` itself. A file that is damaged becomes an empty image file.
+    It is removed when the process ends. `converted`: what `make data` converted here; None: nothing. Then,
+    and if the test set holds image files, the folder is `data_dir` itself. A file that is damaged becomes an
+    empty image file.
 
     Raises:
-        UserError: a container is damaged as a whole, or is of a kind that was not converted here.
+        UserError: a container is damaged as a whole, or is of a kind that was not converted here; or there
+            are no images.
     """
     if converted is None or converted.decided is None:
         return data_dir
     started, root = time.perf_counter(), Path(tempfile.mkdtemp(prefix="images-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     links = [root / path.relative_to(data_dir) for path in _test_part(data_dir)]
     for link in links:
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,14 @@ def as_images(data_dir: Path, converted: Converted | None) -> Path:
         raise UserError(f"{root}: the images of the test set cannot be written: {error.strerror}") from None
     num_converted = sum(not link.is_symlink() for link in links)  # a table may be written again
     if not num_converted:
+        if not any(suffix_of(link.name) in IMAGE_SUFFIXES for link in links):
+            kinds = listed(sorted({suffix_of(link.name) or link.name for link in links})) or "no file"
+            shutil.rmtree(root)
+            problem = (
+                f"{data_dir}: the test part holds no image and nothing that becomes one ({kinds}); "
+                f"`make data` converted {converted.describe()}"
+            )
+            raise UserError("\n  - ".join([problem, *done.notes]))
         print("the test set holds image files: nothing was converted", flush=True)
         shutil.rmtree(root)
         return data_dir
@@ -102,5 +113,5 @@ def files_below(root: Path) -> Iterator[Path]:
 
 def _test_part(root: Path) -> Iterator[Path]:
     for path in files_below(root):
-        if part_of(path.relative_to(root).as_posix()) not in ("train", "val") and path.is_file():
+        if path.is_file() and not is_for_training(path.relative_to(root).as_posix()):
             yield path

@@ -73,8 +73,8 @@ def convert(stage: Staged) -> None:
             tables.append(table)
     if not tables:
         return
-    # the only data must be the training data
-    if len(tables) == 1 and not tables[0].part and not stage.image_names:
+    # the only data must be the training data; a kernel has the test part only
+    if len(tables) == 1 and not tables[0].part and not stage.image_names and stage.repeated is None:
         tables = [replace(tables[0], part="train")]
     survey, rows = Survey(), {table.path: [] for table in tables}
     for table in tables:

@@ -89,8 +89,8 @@ def is_stack(array: Array, arrays: list[Array]) -> bool:
 def stacks_of(stage: Staged, arrays: list[Array]) -> list[Array]:
     """Return the `arrays` that hold many images, also of few images if these have the shape of others."""
     sure, name = [array for array in arrays if is_stack(array, arrays)], "shapes of stacks"
-    if not sure and name not in (stage.repeated or ()):
-        return []
+    if name not in stage.repeated if stage.repeated is not None else not sure:
+        return []  # few files, of a kernel's placeholder set, may look like stacks
     shapes = stage.decide(name, lambda: [list(shape) for shape in sorted({each.shape[1:] for each in sure})])
     alike = [each for each in arrays if len(each.shape) > 2 and list(each.shape[1:]) in shapes]
     return [each for each in arrays if each in sure or (each in alike and each.kind in "uifb")]
@@ -137,16 +137,19 @@ def write_stacks(stage: Staged, stacks: list[Array], vectors: list[Array], where
         path.unlink(missing_ok=True)
 
 
-def _part(stage: Staged, array: Array) -> str:
+def part_of_array(stage: Staged, array: Array) -> str:
+    """Return `train`, `test` or `val` from the names of the array and of its file; else empty."""
     return part_of(f"{stage.shown(array.path)}/{array.key}")
 
 
 def _write_stack(stage: Staged, array: Array, vectors: list[Array], rule: Rule) -> set[Array]:
     """Write the images of one stack and their table; returns the arrays with its ids and labels."""
     count = array.shape[0]
-    part = _part(stage, array)
+    part = part_of_array(stage, array)
     original = one_line("/".join(filter(None, [stage.shown(array.path), array.key])))
-    beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
+    beside = [
+        vector for vector in vectors if max(vector.shape) == count and part_of_array(stage, vector) == part
+    ]
     texts = {vector: [cell_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
     ids = [
         vector

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.grey_range import Rule
+from pipeline.fetch.grey_range import Rule, Watched
 from pipeline.fetch.pixels import Shape, shape_of
 from pipeline.files import versioned
 from pipeline.tables import load_table, write_table
@@ -27,11 +27,30 @@ PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ati
 
 def part_of(path: str) -> str:
     """Return `train`, `test` or `val` from the innermost part of a path that names one; else empty."""
-    for piece in reversed(re.sub(r"([a-z])([A-Z])", r"\1_\2", path).lower().split("/")):
-        found = [match.lastindex for match in PARTS.finditer(piece)]
-        if found:
-            return ("train", "test", "val")[(found[-1] or 1) - 1]
-    return ""
+    return next((found[-1] for piece in reversed(path.split("/")) if (found := _parts_in(piece))), "")
+
+
+def is_for_training(path: str) -> bool:
+    """Return True for a file of the training or the validation part.
+
+    Folders decide, and the file's name only if they do not: below a folder of the test part every name is an
+    id, which may hold `train` or `val` by chance. So may the name of any file, after a digit.
+    """
+    *folders, name = path.split("/")
+    named = [set(found) for folder in folders if (found := _parts_in(folder))]
+    if {"test"} in named:
+        return False
+    return any("test" not in parts for parts in named) or _parts_in(name, r"(?<!\d)")[-1:] in (
+        ["train"],
+        ["val"],
+    )
+
+
+def _parts_in(piece: str, before: str = "") -> list[str]:
+    """Return the parts that a file or a folder names, in order; `before`: what must stand before each."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", piece).lower()
+    found = re.finditer(before + PARTS.pattern, words)
+    return [("train", "test", "val")[(match.lastindex or 1) - 1] for match in found]
 
 
 @dataclass
@@ -52,6 +71,7 @@ class Staged:
     notes: list[str] = field(default_factory=list)
     decided: dict[str, Any] = field(default_factory=dict)  # what this conversion decided
     packages: set[str] = field(default_factory=set)  # optional ones that it needed
+    watched: dict[str, Watched] = field(default_factory=dict)  # rules of the earlier conversion, by name
     # tables that this code wrote: columns and rows
     written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
     _listing: list[Path] = field(default_factory=list)
@@ -90,7 +110,24 @@ class Staged:
 
     def rule(self, name: str, find: Callable[[], Rule]) -> Rule:
         """Return the grey range of the images called `name`; see `decide`."""
-        return Rule.read(self.decide(name, lambda: asdict(find())))
+        rule = Rule.read(self.decide(name, lambda: asdict(find())))
+        if self.repeated is None:
+            return rule
+        self.watched[name] = Watched(rule.low, rule.high, rule.says)
+        return self.watched[name]
+
+    def check_numbers(self) -> None:
+        """Check that images of a repeated conversion hold numbers as those of the earlier one.
+
+        Raises:
+            UserError: most of them do not.
+        """
+        raise_all(
+            [f"{name}: {problem}" for name, rule in self.watched.items() if (problem := rule.problem())],
+            "the test images hold numbers of another kind than those that `make data` converted (another "
+            "depth?): the same grey level would mean something else. Run `make data` on the newest download, "
+            "then train again:",
+        )
 
     def shape(self, count: int, rows: np.ndarray) -> Shape | None:
         """Return `shape_of(count, rows)`, or what it was the first time; see `decide`."""

@@ -20,7 +20,7 @@ from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
 from pipeline.errors import UserError, run_command
-from pipeline.fetch.containers import Converted, read_converted
+from pipeline.fetch.containers import CONVERTED, Converted, read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     check_prior(team, args.prior)
     check_engine(team.first, args.engine)  # before the bundle is made
     converted = convertible(args.data)
+    check_conversion(team, args.data, converted)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
         raise UserError(
@@ -145,6 +146,29 @@ def convertible(data_dir: Path) -> Converted | None:
             "same way: run `make data` again into another folder (DATA=), and train on that"
         )
     return converted
+
+
+def check_conversion(team: Team, data_dir: Path, converted: Converted | None) -> None:
+    """Check that images of `data_dir` were converted as those that the models were trained on, if these are
+    still where they were.
+
+    Raises:
+        UserError: they were not: the kernel would give the hidden test set other grey levels than training.
+    """
+    ours = converted.decided if converted else None
+    records = [leaf.run.record for leaf in team.leaves if leaf.run.record]
+    for folder in sorted({Path(record.values["data"]) for record in records if record.values.get("data")}):
+        try:
+            theirs = read_converted(folder)
+        except UserError:  # another folder than --data may hold anything now
+            continue
+        if theirs and theirs.decided != ours:
+            raise UserError(
+                f"{data_dir} and {folder}, on which the model was trained, were not converted in the same "
+                f"way ({data_dir / CONVERTED}, {folder / CONVERTED}). The kernel must repeat that of "
+                f"training: name that folder (DATA=), copy it whole with its hidden files, or train on "
+                f"{data_dir}"
+            )
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:

@@ -144,7 +144,10 @@ def forecast(
         needed = human_time(seconds) if seconds >= 1 else "under 1 s"
         lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {needed}{beyond}")
     if converting:
-        lines.append(f"  before that, converting them to images: {human_time(num_rows * converting)} as here")
+        seconds = human_time(num_rows * converting)
+        lines.append(
+            f"  before that, converting them to images: at most {seconds}, at the speed of the few here"
+        )
     return lines
 
 

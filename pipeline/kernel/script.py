@@ -17,6 +17,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 # Packages that prediction imports. Their oldest versions are in requirements.txt.
 NEEDED = tuple("torch torchvision transformers safetensors pandas numpy pillow tqdm pyyaml pydantic".split())
 TIMM = ("timm", "1.0.22")
+READERS = {"pydicom": "3.0", "pylibjpeg": "2.0"}  # of packages that convert images; others: any version
 _CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
 
 
@@ -131,7 +132,7 @@ def _filled(text: str, settings: Settings) -> str:
         "@COMPETITION@": settings.competition,
         "@BUNDLE@": settings.digest,
         "@NEEDS@": oldest_versions(settings.needs_timm)
-        | dict.fromkeys(settings.readers, "0")
+        | {name: READERS.get(name, "0") for name in settings.readers}
         | _shipped(settings.wheels),
     }
     for mark, value in values.items():
