@@ -230,6 +230,33 @@ def test_numbers_of_another_depth_are_refused(write, here, there, tmp_path, monk
         as_images(tmp_path / "hidden", converted)
 
 
+@pytest.mark.parametrize("names_of_files", [("train", "test"), ("b_train", "a_test"), ("a_train", "b_test")])
+def test_training_decides_the_order_of_numbers(names_of_files, tmp_path) -> None:
+    """Colours lie pixel by pixel; the one test image here is black and does not tell."""
+
+    def write(root: Path, test: Images) -> Path:
+        root.mkdir()
+        for part, name in zip((TRAIN, test), names_of_files, strict=True):
+            columns = [
+                "id",
+                *(["label"] if part is TRAIN else []),
+                *(f"pixel{n}" for n in range(SIZE**2 * 3)),
+            ]
+            rows = []
+            for number, (key, image) in enumerate(part.items()):
+                pixels = np.stack([image, image / 2, image / 4], axis=2).clip(0, 255).astype(int)
+                rows.append([key, *([number % 2] if part is TRAIN else []), *pixels.ravel()])
+            write_table(root / f"{name}.csv", columns, rows)
+        sample(root, list(test))
+        return root
+
+    write(tmp_path / "download", {"b0": np.zeros((SIZE, SIZE))})
+    install.main(["--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")])
+    hidden = write(tmp_path / "hidden", HIDDEN)
+    images = as_images(hidden, read_converted(tmp_path / "data"))
+    assert (pixels_of(images / "test/h0.png") == pixels_of(tmp_path / "data/train/a3.png")).all()
+
+
 @pytest.mark.parametrize("name", ["band_3", "a_band"])
 def test_other_bands_than_here_are_refused(name, tmp_path, taken) -> None:
     data = taken(bands)

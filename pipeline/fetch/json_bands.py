@@ -43,7 +43,8 @@ def convert(stage: Staged) -> None:
         UserError: the JSON is cut short or broken, or bands differ in length or hold values that are not
             numbers; every such row is listed. Or a kernel finds other bands than `make data` did.
     """
-    found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
+    paths = sorted(stage.files((".json", ".jsonl")), key=lambda path: part_of(stage.shown(path)) != "train")
+    found = [bands for path in paths if (bands := _recognised(stage, path))]
     if not found:
         return
     # The order of keys in JSON means nothing, but training and test images need the same one

@@ -59,7 +59,7 @@ def convert(stage: Staged) -> None:
         UserError: rows are cut short or hold values that are not numbers; every such row is listed.
     """
     paths = [path for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample]
-    paths.sort(key=lambda path: (len(path.parts), path))
+    paths.sort(key=lambda path: (part_of(stage.shown(path)) != "train", len(path.parts), path))
     tables: list[_Table] = []
     for path in paths:
         table = _recognised(stage, path)

@@ -96,6 +96,8 @@ class Staged:
     def decide(self, name: str, find: Callable[[], Any]) -> Any:
         """Return the decision called `name`, a value of JSON: of the earlier conversion, else `find()`.
 
+        It is made once; training files come first, because there may be only a few test images here.
+
         Raises:
             UserError: the earlier conversion had nothing to decide under this name.
         """
@@ -105,7 +107,8 @@ class Staged:
                 f"the set holds {name}, but `make data` converted other files (it decided about {known}): "
                 "run `make data` on the newest download, then train again"
             )
-        self.decided[name] = find() if self.repeated is None else self.repeated[name]
+        if name not in self.decided:
+            self.decided[name] = find() if self.repeated is None else self.repeated[name]
         return self.decided[name]
 
     def rule(self, name: str, find: Callable[[], Rule]) -> Rule:
