@@ -46,7 +46,10 @@ _CORRECTED = {"excluded": COUNT, "relabelled": COUNT}
 # written.
 RUN_SHAPE = {
     **dict.fromkeys(
-        ("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?", "attention?"),
+        (
+            *("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?"),
+            *("attention?", "conversion?"),
+        ),
         TEXT,
     ),
     **dict.fromkeys(("started?", "finished?"), MOMENT),

@@ -30,7 +30,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.data.dataset import cut
 from pipeline.data.question_batches import image_order
 from pipeline.errors import UserError
-from pipeline.fetch.containers import CONVERTED, Converted
+from pipeline.fetch.containers import CONVERTED, Converted, conversion_of
 from pipeline.files import sha256
 from pipeline.folds.team import gather
 from pipeline.kernel import cards, sealed
@@ -1062,23 +1062,39 @@ def test_images_that_an_older_make_data_made_are_refused(finished_run: Path, tmp
     assert not (tmp_path / "kernel").exists()
 
 
-@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize(
+    ("trained_on", "here", "message"),
+    [
+        ({"grey levels": 1}, {"grey levels": 2}, "run was trained on images that were converted"),
+        ({"grey levels": 1}, None, "run was trained on images that were converted"),
+        (None, {"grey levels": 1}, "run was trained on images that were not converted"),
+        ("unknown", {"grey levels": 1}, "run does not say"),
+    ],
+)
 def test_a_kernel_never_repeats_another_conversion_than_that_of_training(
-    other: bool, finished_run: Path, tmp_path: Path
+    trained_on, here, message: str, finished_run: Path, tmp_path: Path
 ) -> None:
-    """The data folder has other grey levels than that of training, or was copied without hidden files."""
-    data, run, trained = tmp_path / "data", tmp_path / "run", tmp_path / "trained"
+    data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(finished_run / "data", data)
     shutil.copytree(finished_run / "run", run)
-    trained.mkdir()
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"data": str(trained)}))
-    noted = {"files": {".npy": 1}, "examples": ["test/a.npy"], "packages": []}
-    (trained / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 1}}))
-    if other:
-        (data / CONVERTED).write_text(json.dumps(noted | {"decided": {"grey levels": 2}}))
+    assert record["conversion"] == ""
+
+    def note(decided: dict[str, int] | None) -> None:
+        (data / CONVERTED).unlink(missing_ok=True)
+        if decided is not None:
+            noted = {"files": {".npy": 1}, "examples": ["test/a.npy"], "packages": [], "decided": decided}
+            (data / CONVERTED).write_text(json.dumps(noted))
+
+    if trained_on == "unknown":  # by an earlier version
+        del record["conversion"]
+    else:
+        note(trained_on)
+        record["conversion"] = conversion_of(data)
+    (run / "run.json").write_text(json.dumps(record))
+    note(here)
     given = ["--model", str(run), "--data", str(data), "--output", str(tmp_path / "kernel")]
-    with pytest.raises(UserError, match=rf"{data} and {trained}.*{CONVERTED}"):
+    with pytest.raises(UserError, match=message):
         main([*given, "--competition", "glyphs"])
     assert not (tmp_path / "kernel").exists()
 

@@ -152,6 +152,7 @@ def begin(
     Raises:
         UserError: no saved state can be read.
     """
+    from pipeline.fetch.containers import conversion_of
     from pipeline.files import set_aside
     from pipeline.report.thumbnails import store_samples
     from pipeline.run import run_entries
@@ -166,6 +167,7 @@ def begin(
         write_rows(output, task.split_rows())  # first: a folder with a state/ is not taken for a release
         task.save(output, initial=True)
         facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
+        facts["conversion"] = conversion_of(Path(session.args.data))
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
         start = resumed_run.go_on(
@@ -179,7 +181,8 @@ def begin(
             recorder.resume(state["position"]["history"])
     if task.rows_are == "images":
         store_samples(output, task.labelled_rows, task.target)
-    return {name: start[name] for name in ("command", "changes", "started")}, store, state
+    known = ("command", "changes", "started", "conversion")  # the last one not by earlier versions
+    return {name: start[name] for name in known if name in start}, store, state
 
 
 def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import zipfile
 from collections import Counter
@@ -211,6 +213,20 @@ def read_converted(data_dir: Path) -> Converted | None:
         return None
     noted = read_shaped(path, _SHAPE, "run `make data` on the download again, into another folder")
     return Converted(noted["files"], noted["examples"], noted.get("decided"), noted.get("packages", []))
+
+
+def conversion_of(data_dir: Path) -> str:
+    """Return a digest of what `make data` decided when it converted the files of `data_dir` to images.
+
+    Empty if it converted none, or an older version did not record it.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    converted = read_converted(data_dir)
+    if converted is None or converted.decided is None:
+        return ""
+    return hashlib.sha256(json.dumps(converted.decided, sort_keys=True).encode()).hexdigest()
 
 
 def _sweep(folder: Path, root: Path) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
-from pipeline.errors import UserError, run_command
-from pipeline.fetch.containers import CONVERTED, Converted, read_converted
+from pipeline.errors import UserError, raise_all, run_command
+from pipeline.fetch.containers import CONVERTED, Converted, conversion_of, read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
@@ -149,26 +149,24 @@ def convertible(data_dir: Path) -> Converted | None:
 
 
 def check_conversion(team: Team, data_dir: Path, converted: Converted | None) -> None:
-    """Check that images of `data_dir` were converted as those that the models were trained on, if these are
-    still where they were.
+    """Check that the images of `data_dir` were converted as those that the models were trained on.
 
     Raises:
-        UserError: they were not: the kernel would give the hidden test set other grey levels than training.
+        UserError: they were not, or it is not known: the kernel could give the hidden test set other grey
+            levels than training.
     """
-    ours = converted.decided if converted else None
-    records = [leaf.run.record for leaf in team.leaves if leaf.run.record]
-    for folder in sorted({Path(record.values["data"]) for record in records if record.values.get("data")}):
-        try:
-            theirs = read_converted(folder)
-        except UserError:  # another folder than --data may hold anything now
-            continue
-        if theirs and theirs.decided != ours:
-            raise UserError(
-                f"{data_dir} and {folder}, on which the model was trained, were not converted in the same "
-                f"way ({data_dir / CONVERTED}, {folder / CONVERTED}). The kernel must repeat that of "
-                f"training: name that folder (DATA=), copy it whole with its hidden files, or train on "
-                f"{data_dir}"
+    here, problems = conversion_of(data_dir), []
+    for run in [leaf.run for leaf in team.leaves]:
+        known = run.record.values.get("conversion") if run.record else None
+        if known is None and converted:
+            problems.append(f"{run.path} does not say how its training images were converted: train again")
+        elif known is not None and known != here:
+            problems.append(
+                f"{run.path} was trained on images that were {'' if known else 'not '}converted, not as "
+                f"{data_dir / CONVERTED} says: name the folder of its training (DATA=), copied whole with "
+                "its hidden files, or train again"
             )
+    raise_all(problems, f"{data_dir}: the kernel must convert the hidden test set as training's images were:")
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
