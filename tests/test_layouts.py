@@ -872,14 +872,16 @@ def test_photographs_of_both_eyes_are_views_of_an_id(tmp_path):
     assert [row.id for row in competition.test] == ["8", "8", "9", "9"]
 
 
-def test_an_id_and_the_name_of_its_file_are_no_pair(tmp_path):
+def test_an_id_and_the_name_of_its_file_are_no_pair_nor_is_a_licence(tmp_path):
     flat(
         tmp_path,
+        tests=("6", "7", "8", "9"),
         train="id,label\n1,a\n2,b\n3,a\n4,b\n",
-        test="id,file,size\n8,8.jpg,3\n9,9.jpg,3\n",
-        sample_submission="id,label\n8,a\n9,a\n",
+        test="id,file,licence\n6,6.jpg,7\n7,7.jpg,7\n8,8.jpg,7\n9,9.jpg,7\n",
+        sample_submission="id,label\n6,a\n7,a\n8,a\n9,a\n",
     )
-    assert [row.id for row in read_layout(tmp_path, asked=Asked(metric="accuracy")).test] == ["8", "9"]
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert [row.id for row in competition.test] == ["6", "7", "8", "9"]
 
 
 def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):

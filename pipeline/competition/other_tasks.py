@@ -147,9 +147,10 @@ def _paired_columns(source: Source, ids: set[str], index: ImageIndex) -> list[st
     found: dict[str, tuple[Sequence[str], ...]] = {}
     for name, cells in columns.items():
         match = index.match(cells)
-        # An id and the name of its file are one image, numbers of rows are none
+        # An id and the name of its file are one image; few values (a licence 1) and numbers of rows are none
         is_new = match.images not in found.values() and not ids <= set(cells) and not _numbers_rows(cells)
-        if match.num_found == len(cells) > 0 and is_new:
+        are_many = 2 * len(set(cells)) >= min(len(cells), len(index.images))
+        if match.num_found == len(cells) > 0 and are_many and is_new:
             found[name] = match.images
     shown = [image for images in found.values() for row in images for image in row]
     # Two photographs of each id are views of it, which are found by its name
