@@ -108,7 +108,7 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
         )
     if better:
         lines.append(
-            "  better in our tests, on 580 photographs of 24 classes with a small backbone "
+            "  better in our tests, with one of 24 classes for each of 580 photographs and a small backbone "
             "(pipeline/recipes/README.md; seeds 0, 1, 2):"
         )
     return lines + better
