@@ -20,7 +20,7 @@ export PYTHONUNBUFFERED := 1
 
 # The variables of each target. Any other is an error, because make would silently ignore it.
 TAKES_weights := WEIGHTS MODEL DATA
-TAKES_data := FROM DATA COMPETITION DATASET CHANNELS YES
+TAKES_data := FROM DATA COMPETITION DATASET CHANNELS LONGEST YES
 TAKES_look := DATA OUTPUT RECIPE BACKBONE METRIC TARGET POSITIVE_CLASS NO_IMAGES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
 TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR ENGINE WHEELS MESSAGE NOTEBOOK PUSH YES
@@ -88,8 +88,8 @@ demo-base: $(SETUP)  ## train the demo's pretrained base again, from random weig
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
 	$(PYTHON) -m pipeline.fetch.releases $(call flag,WEIGHTS,--weights) $(call flag,MODEL,--model) $(call flag,DATA,--data)
 
-data: $(SETUP)  ## fill data/ (DATA=) with a Kaggle competition (COMPETITION=slug), your download (FROM=folder or archive) or a public set (DATASET=cifar10 ...); CHANNELS=red,green,blue joins files of one channel each
-	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(call flag,CHANNELS,--channels) $(if $(YES),--yes)
+data: $(SETUP)  ## fill data/ (DATA=) with a Kaggle competition (COMPETITION=slug), your download (FROM=folder or archive) or a public set (DATASET=cifar10 ...); CHANNELS=red,green,blue joins files of one channel each, LONGEST=1024 limits the size of converted images
+	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(call flag,CHANNELS,--channels) $(call flag,LONGEST,--longest) $(if $(YES),--yes)
 
 look: $(SETUP)  ## make a page about the data before training, in look/NAME/ (DATA= METRIC= TARGET= POSITIVE_CLASS= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
 	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,METRIC,--metric) $(call flag,TARGET,--target) $(call flag,POSITIVE_CLASS,--positive-class) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)

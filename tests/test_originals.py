@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.fetch import install, originals
 from pipeline.fetch.containers import CONVERTED, read_converted
 from pipeline.fetch.originals import ORIGINALS, as_images
+from pipeline.fetch.pixels import save
 from pipeline.fetch.staged_rows import is_for_training
 from pipeline.kernel import make
 from pipeline.tables import write_table
@@ -173,6 +174,36 @@ def test_the_kept_originals_give_the_same_files_again(write, taken) -> None:
         path = f"test/{name}.png"
         assert (images / path).read_bytes() == (data / path).read_bytes()
     assert (images / "sample_submission.csv").read_bytes() == (data / "sample_submission.csv").read_bytes()
+
+
+@pytest.mark.parametrize("write", [tables, bands, stacks, array_files, dicom_files, hdf5_stacks, records])
+def test_converted_images_have_at_most_the_size_asked_for(write, tmp_path, capsys) -> None:
+    """Also the hidden ones. Encoded images are not changed."""
+    download(tmp_path / "download", write, TEST)
+    given = ["--from", str(tmp_path / "download"), "--data", str(tmp_path / "data"), "--longest", "10"]
+    install.main(given)
+    said = capsys.readouterr().out
+    side = SIZE if write is records else 10
+    assert ("at most 10 pixels" in said) == (write is not records)
+    again = as_images(tmp_path / "data" / ORIGINALS, read_converted(tmp_path / "data"))
+    for name in TEST:
+        image = pixels_of(tmp_path / f"data/test/{name}.png")
+        assert image.shape[:2] == (side, side)
+        assert (again / f"test/{name}.png").read_bytes() == (tmp_path / f"data/test/{name}.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 30, 40), (15, 20)), ((3, 40, 7), (20, 4)), ((6, 40, 20), (60 * 2, 10))]
+)
+def test_a_reduced_image_keeps_its_proportions_and_its_mean(shape, size, tmp_path) -> None:
+    smooth = np.add.outer(np.arange(shape[1]), np.arange(shape[2])) + 50
+    planes = np.stack([smooth + 10 * channel for channel in range(shape[0])]).astype(np.uint8)
+    save(planes, tmp_path / "a.png", longest=20)
+    image = pixels_of(tmp_path / "a.png")
+    assert image.shape[:2] == size and abs(image.mean() - planes.mean()) < 1
+    save(planes, tmp_path / "as it is.png", longest=40)
+    save(planes, tmp_path / "without limit.png")
+    assert (tmp_path / "as it is.png").read_bytes() == (tmp_path / "without limit.png").read_bytes()
 
 
 def test_packages_that_convert_are_recorded(taken) -> None:

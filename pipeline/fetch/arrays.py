@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError
 from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.grey_range import Survey
-from pipeline.fetch.pixels import channels_rule, save
+from pipeline.fetch.pixels import channels_rule
 from pipeline.fetch.stacks import (
     Array,
     is_image_shape,
@@ -140,7 +140,7 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
     rule = stage.rule("grey levels of NumPy files", survey.rule)
     for array in tqdm(arrays, unit="image", desc=".npy", disable=None):
         planes = planes_of(array.load())
-        save(rule.apply(planes), array.path.with_suffix(".png"))
+        stage.save(rule.apply(planes), array.path.with_suffix(".png"))
         array.path.unlink()
     colours = {channels_rule(len(planes_of(np.empty(array.shape)))) for array in arrays[:1]} - {""}
     stage.notes.append(

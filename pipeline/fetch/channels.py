@@ -100,15 +100,16 @@ def are_there(root: Path, names: Sequence[str]) -> bool:
     )
 
 
-def stack(root: Path, names: Sequence[str], known: Levels | None = None) -> Joined:
+def stack(root: Path, names: Sequence[str], known: Levels | None = None, longest: int = 0) -> Joined:
     """Write one PNG for each image below `root` whose files end with `names`, and delete these files.
 
     The first channel becomes red, the second green, the third blue; of two, the mean becomes blue; one is a
     grey image. Files of other channels are deleted too, so `root` must be a copy. An image with a damaged
     file is this file, so that train.py and inference.py treat it as any damaged image.
 
-    `known`: the levels of other images of the set, joined before: the same are used. Then an image that lacks
-    a file, or whose files differ in size, counts as damaged too; a damaged image is an empty file.
+    `longest`: most pixels of the longer side of an image; 0: any number. `known`: the levels of other images
+    of the set, joined before: the same are used. Then an image that lacks a file, or whose files differ in
+    size, counts as damaged too; a damaged image is an empty file.
 
     Raises:
         UserError: a channel, or its file for an image, is missing; files of an image differ in size; a file
@@ -134,7 +135,7 @@ def stack(root: Path, names: Sequence[str], known: Levels | None = None) -> Join
     def join(target: Path) -> Exception | None:
         try:
             planes = _planes(stacks[target], names)
-            save(rule.apply(planes) if rule else planes, target)
+            save(rule.apply(planes) if rule else planes, target, longest)
         except (_Damaged, _Coloured) as error:
             return error
         return None

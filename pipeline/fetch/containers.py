@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.wording import listed
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
 JOINED, JOINED_LEVELS = "joined channels", "grey levels of joined channels"  # decisions
+LONGEST = "longer side of converted images"
 JOINED_DEEP = "joined channels of more than 8 bits"
 _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), "packages?": [TEXT]}
 EXTRAS = {
@@ -114,14 +115,38 @@ class Converted:
         return f"{counts} (such as {listed(self.examples[:1])})"
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How the user wants images to be made.
+
+    `channels`: endings of image files that are joined into one image each (`fetch.channels.stack`).
+    `longest`: most pixels of the longer side of images that are converted or joined; 0: any number.
+    """
+
+    channels: tuple[str, ...] = ()
+    longest: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return what is asked for, as JSON."""
+        asked = {"channels": list(self.channels), "longest": self.longest}
+        return {name: value for name, value in asked.items() if value}
+
+    def flags(self) -> list[str]:
+        """Return the flags of `fetch.install` for it."""
+        joined = ["--channels", ",".join(self.channels)] if self.channels else []
+        return [*joined, *(["--longest", str(self.longest)] if self.longest else [])]
+
+
 def convert(
-    root: Path, repeated: Mapping[str, Any] | None = None, channels: Sequence[str] = ()
+    root: Path,
+    repeated: Mapping[str, Any] | None = None,
+    wishes: Wishes = Wishes(),
 ) -> Conversion:
     """Convert everything below `root` that holds images but is not an image file.
 
     A container is deleted once its images are written, so `root` must be a copy. `repeated`: the decisions of
-    the conversion that made the training images, if these are other images of that set. `channels`: endings
-    of image files that are joined into one image each (`fetch.channels.stack`).
+    the conversion that made the training images, if these are other images of that set; then `wishes` are
+    those of that conversion.
 
     Raises:
         UserError: a container is damaged or cut short, or an optional package is missing; or most images hold
@@ -129,24 +154,28 @@ def convert(
     """
     from pipeline.fetch import arrays, bson_files, dicom, hdf5_files, json_bands, pixel_tables, tfrecords
 
-    stage = staged(root, repeated)
+    longest = repeated.get(LONGEST, 0) if repeated is not None else wishes.longest
+    stage = staged(root, repeated, longest)
     for reader in (dicom, tfrecords, bson_files, hdf5_files, json_bands, pixel_tables, arrays):
         reader.convert(stage)
     stage.check_numbers()
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
     notes, joined = stage.notes + _unread(stage), []
-    if names := channels or _channels_again(root, repeated):
+    if names := wishes.channels or _channels_again(root, repeated):
         from pipeline.fetch.channels import Levels, stack
 
         known = None
         if repeated is not None:
             levels = repeated[JOINED_LEVELS]
             known = Levels(repeated[JOINED_DEEP], Rule.read(levels) if levels else None)
-        done = stack(root, names, known)
+        done = stack(root, names, known, longest)
         notes, joined, rule = notes + done.notes, done.gone, done.levels.rule
         stage.decided |= {JOINED: list(names), JOINED_DEEP: done.levels.deep}
         stage.decided[JOINED_LEVELS] = asdict(rule) if rule else None
+    if longest and (stage.decided or joined):
+        stage.decided[LONGEST] = longest
+        notes = [*notes, f"converted images have at most {longest:,} pixels on their longer side"]
     return Conversion(notes, stage.decided, sorted(stage.packages), joined)
 
 

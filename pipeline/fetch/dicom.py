@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import in_threads, new_file, save
+from pipeline.fetch.pixels import in_threads, new_file
 from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
@@ -81,7 +81,7 @@ def convert(stage: Staged) -> None:
             return set(), " ".join(str(error).split()) or type(error).__name__
         for number, planes in enumerate(images):
             name = f"{_stem(path)}_{number}" if len(images) > 1 else _stem(path)
-            save(planes, path.with_name(f"{name}.png"))
+            stage.save(planes, path.with_name(f"{name}.png"))
         path.unlink()
         return _needed(data), ""
 

@@ -16,7 +16,7 @@ from pipeline.competition.folders import IMAGE_SUFFIXES, plain_name, suffix_of
 from pipeline.errors import UserError, one_line
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.hdf5_contents import Dataset, Unsuited, contents, read_each, starts
-from pipeline.fetch.pixels import channels_rule, save
+from pipeline.fetch.pixels import channels_rule
 from pipeline.fetch.stacks import (
     is_image_shape,
     is_stack,
@@ -226,7 +226,7 @@ def _write_singles(stage: Staged, file: _File, rule: Rule, there: dict[str, set[
         if isinstance(value, bytes):
             write_encoded(value, stage.root / folder, _leaf(array), shown)
         else:
-            save(rule.apply(planes_of(value)), stage.root / folder / f"{_stem(array)}.png")
+            stage.save(rule.apply(planes_of(value)), stage.root / folder / f"{_stem(array)}.png")
         there[folder.parts[0]].update((_leaf(array), _stem(array)))
     into = listed(f"{folder.as_posix()}/" for folder in sorted({*folders.values()}))
     also = f"; {counted(known, 'image')} of it exist as files already" if known else ""

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.competition.folders import unpack_command
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.fetch import arrival, containers, originals, public_sets, set_layout, staging
+from pipeline.fetch.pixels import SMALLEST_SIDE
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
 from pipeline.lock import holding_folder
@@ -60,46 +61,61 @@ def main(argv: list[str] | None = None) -> int:
         help="join files of one channel each into one image: red,green,blue joins ID_red.png, ID_green.png "
         "and ID_blue.png; one to three names",
     )
+    parser.add_argument(
+        "--longest",
+        type=int,
+        metavar="PIXELS",
+        help="most pixels of the longer side of images that are converted (DICOM, arrays, ...) or joined; "
+        "image files are not changed (default: any number)",
+    )
     parser.add_argument("--yes", action="store_true", help="allow a folder that holds other files")
     args = parser.parse_args(argv)
-    channels = _channels(args)
+    wishes = _wishes(args)
     data_dir = args.data or (Path("data") / args.dataset if args.dataset is not None else Path("data"))
     with holding_folder(data_dir, "name another folder with --data"):
-        _install(args, data_dir, channels)
+        _install(args, data_dir, wishes)
     return 0
 
 
-def _channels(args: argparse.Namespace) -> list[str]:
+def _wishes(args: argparse.Namespace) -> containers.Wishes:
+    for name, value in (("channels", args.channels), ("longest", args.longest)):
+        if value is not None and args.dataset is not None:
+            raise UserError(
+                f"--{name} ({name.upper()}=) is for your download and for Kaggle's; {args.dataset} has "
+                "colour images of its own size"
+            )
+    if args.longest is not None and args.longest < SMALLEST_SIDE:
+        raise UserError(f"--longest {args.longest} (LONGEST=): expected at least {SMALLEST_SIDE} pixels")
     if args.channels is None:
-        return []
-    if args.dataset is not None:
-        raise UserError(
-            f"--channels (CHANNELS=) is for your download and for Kaggle's; {args.dataset} has colour images"
-        )
+        return containers.Wishes(longest=args.longest or 0)
     from pipeline.fetch import channels
 
-    return channels.names_of(args.channels)
+    return containers.Wishes(tuple(channels.names_of(args.channels)), args.longest or 0)
 
 
-def _install(args: argparse.Namespace, data_dir: Path, channels: list[str]) -> None:
+def _install(args: argparse.Namespace, data_dir: Path, wishes: containers.Wishes) -> None:
     if args.dataset is not None:
         install_set(args.dataset, data_dir, yes=args.yes)
     elif args.source is not None:
-        take(args.source.expanduser(), data_dir, yes=args.yes, channels=channels)
+        take(args.source.expanduser(), data_dir, yes=args.yes, wishes=wishes)
     else:
         slug = cli.clean_slug(args.competition)
         if not arrival.arriving(_work_dir(data_dir, slug)):
             raise_all(
                 [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
             )
-        install(slug, data_dir, channels)
+        install(slug, data_dir, wishes)
 
 
-def take(source: Path, data_dir: Path, yes: bool = False, channels: Sequence[str] = ()) -> None:
+def take(
+    source: Path,
+    data_dir: Path,
+    yes: bool = False,
+    wishes: containers.Wishes = containers.Wishes(),  # noqa: B008 - frozen
+) -> None:
     """Make `data_dir` a competition folder from a download (a folder, an archive or a file), which is not
     changed.
 
-    `channels`: endings of files that are joined into one image each, see `fetch.channels.stack`.
     Content that an earlier call prepared or began to move is used if `source` has not changed since.
 
     Raises:
@@ -109,7 +125,7 @@ def take(source: Path, data_dir: Path, yes: bool = False, channels: Sequence[str
     """
     _check_source(source, data_dir)
     work_dir = data_dir / FROM_DIR
-    record, begun = arrival.fingerprint(source) | _asked(channels), arrival.arriving(work_dir)
+    record, begun = arrival.fingerprint(source) | wishes.record(), arrival.arriving(work_dir)
     _check_begun(begun, record, data_dir)
     if not begun:
         raise_all(
@@ -117,8 +133,8 @@ def take(source: Path, data_dir: Path, yes: bool = False, channels: Sequence[str
             f"{source} cannot be put into {data_dir}:",
         )
         if not _is_ready(work_dir, record):
-            _make_ready(source, work_dir, record)
-    command = _command("from", str(source), data_dir, channels)
+            _make_ready(source, work_dir, record, wishes)
+    command = _command("from", str(source), data_dir, wishes)
     _arrive(work_dir, data_dir, {"source": record, "command": command})
     print(f"{source} is in {data_dir}; {source} was not changed")
     _tell(data_dir, work_dir)
@@ -148,20 +164,17 @@ def _check_source(source: Path, data_dir: Path) -> None:
         )
 
 
-def _asked(channels: Sequence[str]) -> dict[str, Any]:
-    return {"channels": list(channels)} if channels else {}
-
-
 def _check_begun(begun: dict[str, Any] | None, record: dict[str, Any], data_dir: Path) -> None:
     """Check that a move that was interrupted is that of this command."""
-    if begun and any(begun["source"].get(key) != record.get(key) for key in ("path", "slug", "channels")):
+    keys = ("path", "slug", "channels", "longest")
+    if begun and any(begun["source"].get(key) != record.get(key) for key in keys):
         source = begun["source"].get("path") or begun["source"].get("slug")
         raise UserError(f"{data_dir} holds a part of {source}; finish that first: {begun['command']}")
 
 
-def _command(kind: str, value: str, data_dir: Path, channels: Sequence[str]) -> str:
-    joined = f" --channels {quote(','.join(channels))}" if channels else ""
-    return f"python -m pipeline.fetch.install --{kind} {quote(value)} --data {quote(str(data_dir))}{joined}"
+def _command(kind: str, value: str, data_dir: Path, wishes: containers.Wishes) -> str:
+    words = ["python", "-m", "pipeline.fetch.install", f"--{kind}", value, "--data", str(data_dir)]
+    return shlex.join([*words, *wishes.flags()])
 
 
 def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
@@ -171,7 +184,7 @@ def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
     )
 
 
-def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
+def _make_ready(source: Path, work_dir: Path, record: dict[str, Any], wishes: containers.Wishes) -> None:
     """Prepare the complete content in `work_dir`, with its record; after a failure or an interruption nothing
     is left.
     """
@@ -185,7 +198,7 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
         notes += [line] if (line := staging.unwrap(unfinished)) else []
         before = containers.stand(unfinished)
         originals.keep_originals(unfinished)
-        done = containers.convert(unfinished, channels=record.get("channels", ()))
+        done = containers.convert(unfinished, wishes=wishes)
         converted = containers.write_converted(unfinished, before, done)
         notes += done.notes
         notes += [line] if (line := originals.drop_originals(unfinished, converted)) else []
@@ -275,24 +288,27 @@ def _set_there(data_dir: Path) -> str | None:
     return value.get("dataset") if isinstance(value, dict) else None
 
 
-def install(slug: str, data_dir: Path, channels: Sequence[str] = ()) -> None:
+def install(
+    slug: str,
+    data_dir: Path,
+    wishes: containers.Wishes = containers.Wishes(),  # noqa: B008 - frozen
+) -> None:
     """Download a competition, unpack it, move it into `data_dir`, and print how it is read.
 
-    A partial download stays in a hidden folder of `data_dir`; the next call resumes it. `channels`: endings
-    of files that are joined into one image each, see `fetch.channels.stack`.
+    A partial download stays in a hidden folder of `data_dir`; the next call resumes it.
 
     Raises:
         UserError: Kaggle refused, an archive is broken, or a name is taken; nothing was moved.
         Interrupted: Ctrl-C.
     """
     work_dir = _work_dir(data_dir, slug)
-    record, begun = {"slug": slug} | _asked(channels), arrival.arriving(work_dir)
+    record, begun = {"slug": slug} | wishes.record(), arrival.arriving(work_dir)
     _check_begun(begun, record, data_dir)
     if not begun and not _is_ready(work_dir, record):
         _download(slug, work_dir / "archive")
         archive = _one_archive(work_dir / "archive")
         try:
-            _make_ready(archive, work_dir, record)
+            _make_ready(archive, work_dir, record, wishes)
         except UserError as error:
             raise UserError(
                 f"{error}\nThe download stays there; delete {archive} to download it again"
@@ -300,7 +316,7 @@ def install(slug: str, data_dir: Path, channels: Sequence[str] = ()) -> None:
     if (work_dir / arrival.READY / REMEMBERED).exists() and not arrival.arriving(work_dir):
         theirs = work_dir / arrival.READY / REMEMBERED
         theirs.rename(files.versioned(theirs))
-    command = _command("competition", slug, data_dir, channels)
+    command = _command("competition", slug, data_dir, wishes)
     _arrive(work_dir, data_dir, {"source": record, "command": command})
     write_slug(data_dir, slug)
     print(f"{slug} is in {data_dir}; `make submit` takes its name from {data_dir / REMEMBERED}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import Shape, channels_rule, save
+from pipeline.fetch.pixels import Shape, channels_rule
 from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed
 
@@ -101,7 +101,7 @@ def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule)
     for name, row in zip(
         tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
     ):
-        save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
+        stage.save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
     bands.path.unlink()
     written = write_rows(stage, bands.part, bands.path.stem, columns, cells)
     stage.notes.append(

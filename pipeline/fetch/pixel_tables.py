@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.competition.folders import plain_name, suffix_of
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import Shape, save
+from pipeline.fetch.pixels import Shape
 from pipeline.fetch.staged_rows import (
     Staged,
     cell_text,
@@ -107,7 +107,7 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
     with tqdm(total=len(names), unit="image", desc=original, disable=None) as bar:
         for _, values in _chunks(stage, table):
             for row in values:
-                save(rule.apply(table.shape.planes(row)), stage.root / folder / f"{next(waiting)}.png")
+                stage.save(rule.apply(table.shape.planes(row)), stage.root / folder / f"{next(waiting)}.png")
                 bar.update()
     table.path.unlink()
     written = write_rows(stage, table.part, table.path.stem, columns, cells)

@@ -115,14 +115,28 @@ def as_rgb(planes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-def save(planes: np.ndarray, path: Path) -> None:
+def save(planes: np.ndarray, path: Path, longest: int = 0) -> None:
     """Write grey levels (C, H, W) uint8 to a new PNG file.
+
+    `longest`: most pixels of its longer side, a larger image is reduced; 0: any number.
 
     Raises:
         UserError: the file exists; it may be a hard link to an original.
     """
+    planes = _reduced(planes, longest) if longest else planes
     with new_file(path) as file:
         Image.fromarray(as_rgb(planes)).save(file, "PNG", compress_level=3)
+
+
+def _reduced(planes: np.ndarray, longest: int) -> np.ndarray:
+    height, width = planes.shape[1:]
+    if max(height, width) <= longest:
+        return planes
+    scale = longest / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # https://pillow.readthedocs.io, Image.resize: with a gap of 3 almost the result of LANCZOS alone
+    how = {"resample": Image.Resampling.LANCZOS, "reducing_gap": 3}
+    return np.stack([np.asarray(Image.fromarray(plane).resize(size, **how)) for plane in planes])
 
 
 def in_threads(

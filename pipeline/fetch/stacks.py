@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.competition.folders import IMAGE_SUFFIXES, plain_name, suffix_of
 from pipeline.errors import UserError, one_line
 from pipeline.fetch.grey_range import Rule, Survey
-from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, encoded_suffix, new_file, save
+from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, encoded_suffix, new_file
 from pipeline.fetch.staged_rows import (
     ID_NAMES,
     TABLES,
@@ -178,7 +178,7 @@ def _write_stack(stage: Staged, array: Array, vectors: list[Array], rule: Rule) 
         if isinstance(image, bytes):
             write_encoded(image, stage.root / folder, name, original)
         else:
-            save(rule.apply(planes_of(image)), stage.root / folder / f"{name}.png")
+            stage.save(rule.apply(planes_of(image)), stage.root / folder / f"{name}.png")
     written = ""
     if labels:
         columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Watched
-from pipeline.fetch.pixels import Shape, shape_of
+from pipeline.fetch.pixels import Shape, save, shape_of
 from pipeline.files import versioned
 from pipeline.tables import load_table, write_table
 from pipeline.wording import capped, counted, listed
@@ -63,6 +63,7 @@ class Staged:
 
     root: Path
     repeated: Mapping[str, Any] | None = None
+    longest: int = 0  # most pixels of the longer side of an image that is made here; 0: any number
     sample: Path | None = None
     id_column: str = "id"
     ids: list[str] = field(default_factory=list)
@@ -132,6 +133,14 @@ class Staged:
             "then train again:",
         )
 
+    def save(self, planes: np.ndarray, path: Path) -> None:
+        """Write grey levels (C, H, W) uint8 to a new PNG file, reduced to `longest`.
+
+        Raises:
+            UserError: the file exists.
+        """
+        save(planes, path, self.longest)
+
     def shape(self, count: int, rows: np.ndarray) -> Shape | None:
         """Return `shape_of(count, rows)`, or what it was the first time; see `decide`."""
 
@@ -148,9 +157,9 @@ class Staged:
         return bool(names) and there >= 0.9 * len(names)
 
 
-def staged(root: Path, repeated: Mapping[str, Any] | None = None) -> Staged:
+def staged(root: Path, repeated: Mapping[str, Any] | None = None, longest: int = 0) -> Staged:
     """Read the state of the folder `root` before anything in it is turned into images."""
-    found = Staged(root, repeated)
+    found = Staged(root, repeated, longest)
     for path in found.files(tuple(IMAGE_SUFFIXES)):
         found.image_names |= {path.name, path.stem}
     samples = [
