@@ -872,6 +872,13 @@ def test_photographs_of_both_eyes_are_views_of_an_id(tmp_path):
     assert [row.id for row in competition.test] == ["8", "8", "9", "9"]
 
 
+@pytest.mark.parametrize("rows", ["0,2,0\n1,0,1\n2,1,2\n", "2,1,0\n1,0,1\n0,2,2\n"])
+def test_a_number_of_a_patient_never_leads_from_numbered_ids_to_images(tmp_path, rows):
+    flat(tmp_path, tests="012", train="id,label\n1,a\n2,b\n3,a\n4,b\n", test=f"id,patient,bed\n{rows}")
+    competition = read_layout(write(tmp_path, sample_submission="id,label\n0,a\n1,a\n2,a\n"))
+    assert [row.path.name for row in competition.test] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
 def test_an_id_and_the_name_of_its_file_are_no_pair_nor_is_a_licence(tmp_path):
     flat(
         tmp_path,
