@@ -872,6 +872,18 @@ def test_photographs_of_both_eyes_are_views_of_an_id(tmp_path):
     assert [row.id for row in competition.test] == ["8", "8", "9", "9"]
 
 
+def test_a_training_table_that_names_both_eyes_of_an_id_is_read_by_the_id(tmp_path):
+    ids = ("1", "2", "3", "4")
+    touch(tmp_path, *(f"train/{name}_{side}.jpg" for name in ids for side in ("left", "right")))
+    rows = "".join(f"{name},{name}_left.jpg,{name}_right.jpg,{'ab'[int(name) % 2]}\n" for name in ids)
+    write(tmp_path, train=f"ID,Left,Right,label\n{rows}")
+    competition = read_layout(tmp_path, need="train")
+    assert [row.id for row in competition.train[:2]] == ["1", "1"] and len(competition.train) == 8
+    write(tmp_path, train=f"ID,Left,Right,label\n{rows}".replace("4_right", "5_right"))
+    (tmp_path / "train/4_right.jpg").rename(tmp_path / "train/5_right.jpg")
+    assert "'Left', 'Right' name different images" in refusal(tmp_path, need="train")
+
+
 @pytest.mark.parametrize("rows", ["0,2,0\n1,0,1\n2,1,2\n", "2,1,0\n1,0,1\n0,2,2\n"])
 def test_a_number_of_a_patient_never_leads_from_numbered_ids_to_images(tmp_path, rows):
     flat(tmp_path, tests="012", train="id,label\n1,a\n2,b\n3,a\n4,b\n", test=f"id,patient,bed\n{rows}")

@@ -51,6 +51,8 @@ def find_ids(
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
     best = _best_columns(table, probes)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
+        if groups and (views := _views(table, index, maybe, [probes[name] for name in best])):
+            return views
         hint = f"; {name_the_ids(table)}" if table.numbering else ""
         raise UserError(
             f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}"
@@ -74,6 +76,22 @@ def find_ids(
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
     return best[0], match
+
+
+def _views(
+    table: Table, index: ImageIndex, names: Sequence[str], probes: Sequence[Match]
+) -> tuple[str, Match] | None:
+    """Return the column whose ids begin the names of just the images that other columns of the row name.
+
+    An id 7 beside 7_left.jpg and 7_right.jpg is such an id. None without one.
+    """
+    found = zip(*(probe.images for probe in probes), strict=True)
+    rows = [{image for images in row for image in images} for row in found]
+    for name in names:
+        cells = table.column(name)
+        if list(map(set, index.match_groups(cells[: len(rows)]).images)) == rows:
+            return name, index.match_groups(cells)
+    return None
 
 
 def without_id_name(table: Table, match: Match, index: ImageIndex) -> UserError | None:
