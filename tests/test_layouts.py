@@ -827,6 +827,12 @@ def compared(root):
     (root / "submission_info.csv").write_text("row,one,other\n0,8.jpg,9.jpg\n1,9.jpg,8.jpg\n")
 
 
+def sketched(root):
+    flat(root, tests=("a", "b"), train="id,label\n1,0\n2,1\n3,0\n4,1\n")
+    write(root, test="pair,photo,sketch\np,a.jpg,test/b.jpg\nq,b.jpg,test/a.jpg\n")
+    write(root, sample_submission="pair,label\np,0.5\nq,0.5\n")
+
+
 def studied(root):
     train = "".join(f"s{n % 2},{n},{n % 2},{(n + 1) % 2}\n" for n in range(1, 5))
     flat(root, train=f"study,id,early,late\n{train}", test="study,id\ns7,8\ns7,9\n")
@@ -850,6 +856,7 @@ def doubted(root):
     [
         (denoised, ["each pixel", "'8_1_1'", "64 rows"]),
         (compared, ["pairs", "submission_info.csv", "'one', 'other'"]),
+        (sketched, ["pairs", "test.csv", "'photo', 'sketch'"]),
         (studied, ["other things", "2 of 4", "'s7_early'", "'study' of test.csv"]),
         (spread, ["distribution", "low, high of train.csv", "'P0' to 'P59'"]),
         (doubted, ["how certain", "'volume', 'Confidence'"]),

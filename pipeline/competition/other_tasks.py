@@ -170,8 +170,8 @@ def _paired_columns(source: Source, ids: set[str], index: ImageIndex) -> list[st
         are_many = 2 * len(set(cells)) >= min(len(cells), len(index.images))
         if match.num_found == len(cells) > 0 and are_many and is_new:
             found[name] = match
-    written = Counter(match.style for match in found.values())
-    found = {name: match for name, match in found.items() if written[match.style] > 1}
+    written = Counter(_are_numbers(columns[name]) for name in found)
+    found = {name: match for name, match in found.items() if written[_are_numbers(columns[name])] > 1}
     shown = [image for match in found.values() for row in match.images for image in row]
     # Two photographs of each id are views of it, which are found by its name
     are_views = len(set(shown)) == len(shown) and index.match_groups(sorted(ids)).num_found == len(ids)
@@ -188,9 +188,13 @@ def _are_images(own: str, columns: dict[str, Sequence[str]], index: ImageIndex) 
     if match.num_found < len(match.images):
         return False
     others = [cells for name, cells in columns.items() if name != own and list(cells) != list(columns[own])]
-    return not all(cell.strip().isdigit() for cell in columns[own]) or any(
+    return not _are_numbers(columns[own]) or any(
         index.match(cells).images == match.images for cells in others
     )
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    return all(cell.strip().isdecimal() for cell in cells)
 
 
 def _numbers_rows(cells: Sequence[str]) -> bool:
