@@ -966,6 +966,17 @@ def test_pairs_in_a_folder_that_training_shares_are_refused(tmp_path):
     assert "pairs" in refusal(tmp_path)  # 3 and 4 are names of images too
 
 
+@pytest.mark.parametrize("patients", [(2, 2, 3, 3), (3, 2, 1, 0)])
+def test_row_numbers_that_are_images_do_not_give_way_to_numbers_of_patients(tmp_path, patients):
+    rows = "".join(f"{n},{patient},{'ab'[n % 2]}\n" for n, patient in enumerate(patients))
+    flat(tmp_path, "0123", train=f"case,patient,label\n{rows}", sample_submission="case,label\n8,a\n9,a\n")
+    if len(set(patients)) < 4:
+        competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+        assert {row.path.name: row.label for row in competition.train}["0.jpg"] == "a"
+    else:  # either may be the id
+        assert "'case', 'patient' name different images" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("rows", ["0,2,0\n1,0,1\n2,1,2\n", "2,1,0\n1,0,1\n0,2,2\n"])
 def test_a_number_of_a_patient_never_leads_from_numbered_ids_to_images(tmp_path, rows):
     flat(tmp_path, tests="012", train="id,label\n1,a\n2,b\n3,a\n4,b\n", test=f"id,patient,bed\n{rows}")

@@ -148,8 +148,14 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
         if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]
     ]
     numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
-    if any(name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0]) for name in probes):
-        weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
+    better = [
+        name for name in probes if name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0])
+    ]
+    if better:
+        # Other numbers (a patient, an age) may equal names of images as row numbers may
+        surely = any(is_id_name(name) or not _are_numbers(table, name) for name in better)
+        called = [name for name in numbering if surely or plain_name(name) in ROW_NAMES]
+        weak = [name for name in called if not is_id_name(name) or ranks[name] != most]
         ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
         near = [name for name in near if name in ranks]
         most = max(ranks.values())
@@ -208,6 +214,10 @@ def without_numbering(table: Table, id_column: str) -> Table:
 def _are_row_numbers(table: Table, name: str) -> bool:
     cells = [cell.strip() for cell in table.column(name)]
     return len(set(cells)) == len(cells) > 1 and all(cell.isdecimal() for cell in cells)
+
+
+def _are_numbers(table: Table, name: str) -> bool:
+    return all(cell.strip().isdecimal() for cell in table.column(name))
 
 
 def _numbers_rows(table: Table, name: str) -> bool:
