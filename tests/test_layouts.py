@@ -827,6 +827,12 @@ def compared(root):
     (root / "submission_info.csv").write_text("row,one,other\n0,8.jpg,9.jpg\n1,9.jpg,8.jpg\n")
 
 
+def sketched(root):
+    flat(root, tests=("a", "b"), train="id,label\n1,0\n2,1\n3,0\n4,1\n")
+    write(root, test="pair,photo,sketch\np,a.jpg,test/b.jpg\nq,b.jpg,test/a.jpg\n")
+    write(root, sample_submission="pair,label\np,0.5\nq,0.5\n")
+
+
 def studied(root):
     train = "".join(f"s{n % 2},{n},{n % 2},{(n + 1) % 2}\n" for n in range(1, 5))
     flat(root, train=f"study,id,early,late\n{train}", test="study,id\ns7,8\ns7,9\n")
@@ -850,6 +856,7 @@ def doubted(root):
     [
         (denoised, ["each pixel", "'8_1_1'", "64 rows"]),
         (compared, ["pairs", "submission_info.csv", "'one', 'other'"]),
+        (sketched, ["pairs", "test.csv", "'photo', 'sketch'"]),
         (studied, ["other things", "2 of 4", "'s7_early'", "'study' of test.csv"]),
         (spread, ["distribution", "low, high of train.csv", "'P0' to 'P59'"]),
         (doubted, ["how certain", "'volume', 'Confidence'"]),
@@ -870,6 +877,111 @@ def test_photographs_of_both_eyes_are_views_of_an_id(tmp_path):
     (tmp_path / "sample_submission.csv").write_text("id,label\n8,a\n9,a\n")
     competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
     assert [row.id for row in competition.test] == ["8", "8", "9", "9"]
+
+
+def test_a_training_table_that_names_both_eyes_of_an_id_is_read_by_the_id(tmp_path):
+    ids = ("1", "2", "3", "4")
+    touch(tmp_path, *(f"train/{name}_{side}.jpg" for name in ids for side in ("left", "right")))
+    rows = "".join(f"{name},{name}_left.jpg,{name}_right.jpg,{'ab'[int(name) % 2]}\n" for name in ids)
+    write(tmp_path, train=f"ID,Left,Right,label\n{rows}")
+    competition = read_layout(tmp_path, need="train")
+    assert [row.id for row in competition.train[:2]] == ["1", "1"] and len(competition.train) == 8
+    write(tmp_path, train=f"ID,Left,Right,label\n{rows}".replace("4_right", "5_right"))
+    (tmp_path / "train/4_right.jpg").rename(tmp_path / "train/5_right.jpg")
+    assert "'Left', 'Right' name different images" in refusal(tmp_path, need="train")
+
+
+def framed(root):
+    tests = [f"e{n}" for n in range(4)]
+    rows = "".join(f"e{n}.jpg,e{max(n - 1, 0)}.jpg,e{min(n + 1, 3)}.jpg\n" for n in range(4))
+    flat(root, tests=tests, train="frame,label\n1.jpg,a\n2.jpg,b\n3.jpg,a\n4.jpg,b\n")
+    sample = "".join(f"{name}.jpg,a\n" for name in tests)
+    write(root, test=f"frame,before,after\n{rows}", sample_submission=f"frame,label\n{sample}")
+
+
+def tiled(root):
+    tests = [f"s_{row}_{column}" for row in range(8) for column in range(8)]
+    flat(root, tests=(*tests, "s"), train="id,label\n1,a\n2,b\n3,a\n4,b\n")
+    write(root, sample_submission="id,label\n" + "".join(f"{name},a\n" for name in tests))
+
+
+def hot(root):
+    """A column a class, called by its number, and ids that end in numbers."""
+    names, tests = [f"t_{n}" for n in range(60)], [f"e_{n}" for n in range(4)]
+    head = "id," + ",".join(map(str, range(60)))
+    rows = "".join(
+        f"{name},{','.join(str(int(n == k)) for k in range(60))}\n" for n, name in enumerate(names)
+    )
+    sample = "".join(f"{name}{',0.5' * 60}\n" for name in tests)
+    flat(root, names, tests, train=f"{head}\n{rows}", sample_submission=f"{head}\n{sample}")
+
+
+def spreads(root):
+    rows = "".join(f"{n},{n}.5,{n}.25\n" for n in range(1, 5))
+    flat(root, train=f"id,mean,std\n{rows}", sample_submission="id,mean,std\n8,1,1\n9,1,1\n")
+
+
+def faces(root):
+    touch(root, *(f"train/{name}/{name}{n}.jpg" for name in ("mask", "none") for n in range(3)))
+    touch(root, "test/8.jpg", "test/9.jpg")
+    write(root, sample_submission="id,mask,none\n8,0.5,0.5\n9,0.5,0.5\n")
+
+
+def masked(root):
+    flat(root, train="id,mask\n1,0\n2,1\n3,0\n4,1\n", sample_submission="id,mask\n8,0.5\n9,0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("layout", "metric", "test"),
+    [
+        (framed, "accuracy", "e0.jpg"),
+        (tiled, "accuracy", "s_0_0"),
+        (hot, "log_loss", "e_0"),
+        (spreads, "rmse", "8"),
+        (faces, "log_loss", "8"),
+        (masked, "roc_auc", "8"),
+    ],
+)
+def test_rows_about_an_image_that_look_like_others_are_read(tmp_path, layout, metric, test):
+    layout(tmp_path)
+    competition = read_layout(tmp_path, asked=Asked(metric=metric))
+    assert competition.test[0].id == test and competition.test[0].path.name == Path(test).stem + ".jpg"
+    assert {row.id for row in competition.test} == set(competition.form.row_ids)
+
+
+def test_a_licence_that_is_another_in_each_row_is_no_pair_with_a_file(tmp_path):
+    flat(tmp_path, tests=("1", "2", "3"), train="id,label\n1,a\n2,b\n3,a\n4,b\n")
+    write(tmp_path, test="id,file,licence\n70,1.jpg,3\n71,2.jpg,1\n72,3.jpg,2\n")
+    write(tmp_path, sample_submission="id,label\n70,a\n71,a\n72,a\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert [row.path.name for row in competition.test] == ["1.jpg", "2.jpg", "3.jpg"]
+
+
+def test_pairs_in_a_folder_that_training_shares_are_refused(tmp_path):
+    touch(tmp_path, *(f"images/{n}.jpg" for n in range(12)))
+    write(tmp_path, train="id,one,other,same\n0,0.jpg,1.jpg,0\n1,2.jpg,3.jpg,1\n2,4.jpg,5.jpg,0\n")
+    write(
+        tmp_path, test="id,one,other\n3,6.jpg,7.jpg\n4,8.jpg,6.jpg\n", sample_submission="id,same\n3,1\n4,1\n"
+    )
+    assert "pairs" in refusal(tmp_path)  # 3 and 4 are names of images too
+
+
+@pytest.mark.parametrize("patients", [(2, 2, 3, 3), (3, 2, 1, 0)])
+def test_row_numbers_that_are_images_do_not_give_way_to_numbers_of_patients(tmp_path, patients):
+    rows = "".join(f"{n},{patient},{'ab'[n % 2]}\n" for n, patient in enumerate(patients))
+    flat(tmp_path, "0123", train=f"case,patient,label\n{rows}", sample_submission="case,label\n8,a\n9,a\n")
+    if len(set(patients)) < 4:
+        competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+        assert {row.path.name: row.label for row in competition.train}["0.jpg"] == "a"
+    else:  # either may be the id
+        assert "'case', 'patient' name different images" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("rows", ["0,2,0\n1,0,1\n2,1,2\n", "2,1,0\n1,0,1\n0,2,2\n"])
+def test_a_number_of_a_patient_never_leads_from_numbered_ids_to_images(tmp_path, rows):
+    flat(tmp_path, tests="012", train="id,label\n1,a\n2,b\n3,a\n4,b\n", test=f"id,patient,bed\n{rows}")
+    competition = read_layout(write(tmp_path, sample_submission="id,label\n0,a\n1,a\n2,a\n"))
+    assert [row.path.name for row in competition.test] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
 def test_an_id_and_the_name_of_its_file_are_no_pair_nor_is_a_licence(tmp_path):

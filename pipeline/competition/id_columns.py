@@ -51,6 +51,8 @@ def find_ids(
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
     best = _best_columns(table, probes)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
+        if groups and (views := _views(table, index, maybe, [probes[name] for name in best])):
+            return views
         hint = f"; {name_the_ids(table)}" if table.numbering else ""
         raise UserError(
             f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}"
@@ -74,6 +76,22 @@ def find_ids(
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
     return best[0], match
+
+
+def _views(
+    table: Table, index: ImageIndex, names: Sequence[str], probes: Sequence[Match]
+) -> tuple[str, Match] | None:
+    """Return the column whose ids begin the names of just the images that other columns of the row name.
+
+    An id 7 beside 7_left.jpg and 7_right.jpg is such an id. None without one.
+    """
+    found = zip(*(probe.images for probe in probes), strict=True)
+    rows = [{image for images in row for image in images} for row in found]
+    for name in names:
+        cells = table.column(name)
+        if list(map(set, index.match_groups(cells[: len(rows)]).images)) == rows:
+            return name, index.match_groups(cells)
+    return None
 
 
 def without_id_name(table: Table, match: Match, index: ImageIndex) -> UserError | None:
@@ -130,8 +148,14 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
         if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]
     ]
     numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
-    if any(name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0]) for name in probes):
-        weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
+    better = [
+        name for name in probes if name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0])
+    ]
+    if better:
+        # Other numbers (a patient, an age) may equal names of images as row numbers may
+        surely = any(is_id_name(name) or not _are_numbers(table, name) for name in better)
+        called = [name for name in numbering if surely or plain_name(name) in ROW_NAMES]
+        weak = [name for name in called if not is_id_name(name) or ranks[name] != most]
         ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
         near = [name for name in near if name in ranks]
         most = max(ranks.values())
@@ -190,6 +214,10 @@ def without_numbering(table: Table, id_column: str) -> Table:
 def _are_row_numbers(table: Table, name: str) -> bool:
     cells = [cell.strip() for cell in table.column(name)]
     return len(set(cells)) == len(cells) > 1 and all(cell.isdecimal() for cell in cells)
+
+
+def _are_numbers(table: Table, name: str) -> bool:
+    return all(cell.strip().isdecimal() for cell in table.column(name))
 
 
 def _numbers_rows(table: Table, name: str) -> bool:

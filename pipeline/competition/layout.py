@@ -105,8 +105,9 @@ def read_layout(
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
     if sample and sample_id and asked.kind is None and known is None:
-        refuse_other_tasks(sample, sample_id, wanted)
-        refuse_other_rows(sample, sample_id, wanted, sources, test_index)
+        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""))
+        shown = test_index if test_index.images else ImageIndex(folder, folder.of_part("train", "val", ""))
+        refuse_other_rows(sample, sample_id, wanted, sources, shown)
         if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
             refuse_several_questions(sample, wanted, sources.of_role("train", ""))
     if sample and sample_id:

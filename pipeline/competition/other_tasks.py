@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.competition.folders import plain_name
-from pipeline.competition.ids import ImageIndex
+from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
@@ -23,7 +23,7 @@ LOOKED_AT = 2000  # rows of the sample submission
 MASKS = "masks (which pixels of an image belong to an object: segmentation)"
 BOXES = "boxes or other places in an image (detection)"
 RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box or a mask)"
-CERTAIN = "a number and how certain it is"
+CERTAIN = "an answer and how certain it is"
 DISTRIBUTION = "a distribution over many values of a number, not the number"
 PIXELS = "a value for each pixel (the answer is an image: segmentation, denoising)"
 PAIRS = "answers about two images at once (pairs)"
@@ -41,17 +41,19 @@ ASKED_BY_NAME = {
 }
 
 
-def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
-    """Check that a sample submission asks for classes, labels or numbers of whole images.
+def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted, tables: Sequence[Source]) -> None:
+    """Check that a sample submission asks for classes, labels or numbers of whole images. `tables`: of
+    training images.
 
     Raises:
         UserError: it asks for masks, boxes or similar images; the message gives the evidence.
     """
     table = sample.table
     for column in wanted.columns:
-        if plain_name(column) in ASKED_BY_NAME:
+        if plain_name(column) in ASKED_BY_NAME and not _is_class(column, sample, wanted, tables):
             raise _refusal(sample, ASKED_BY_NAME[plain_name(column)], f"its column is called {column!r}")
-    certain = [column for column in wanted.columns if plain_name(column) in CERTAINTIES]
+    known = {column for source in tables for column in source.table.columns}
+    certain = [name for name in wanted.columns if plain_name(name) in CERTAINTIES and name not in known]
     if certain and len(wanted.columns) == 2:
         raise _refusal(sample, CERTAIN, f"its columns are {listed(map(repr, wanted.columns))}")
     if len(wanted.columns) != 1:
@@ -64,6 +66,16 @@ def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
         raise _refusal(sample, ALIKE, f"{column!r} holds ids of the rows themselves, such as {cells[0]!r}")
 
 
+def _is_class(column: str, sample: Source, wanted: Wanted, tables: Sequence[Source]) -> bool:
+    """Return True for a class that is called `mask`: probabilities in several columns, or labels 0 and 1."""
+    if len(wanted.columns) > 1 and all(
+        _is_probability(cell) for name in wanted.columns for cell in sample.table.column(name)[:LOOKED_AT]
+    ):
+        return True
+    marks = [set(source.table.column(column)) for source in tables if column in source.table.columns]
+    return any(cells == {"0", "1"} for cells in marks)
+
+
 def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[Source]) -> None:
     """Check that the rows of a sample submission do not ask for different class columns: `<image>_<column>`.
 
@@ -71,7 +83,8 @@ def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[So
         UserError: they do; several targets per image are not supported.
     """
     for source in tables:
-        names = wanted.suffixed(source.table.columns)
+        # An id test_7 does not ask for the column 7, which the sample has itself
+        names = wanted.suffixed([name for name in source.table.columns if name not in wanted.columns])
         if names and len(wanted.columns) >= FEWEST_STEPS and all(map(_is_numbered, wanted.columns)):
             first, last = wanted.columns[0], wanted.columns[-1]
             asked = f"its ids end in {listed(names)} of {source.name}, its columns are {first!r} to {last!r}"
@@ -98,8 +111,10 @@ def refuse_other_rows(
     Raises:
         UserError: rows are pixels or pairs of images, or only some are about images.
     """
+    tables = sources.of_role("train", "")
+    names = [name for source in tables for name in wanted.suffixed(source.table.columns)]
     # Not the id column: few values, such as 1, may equal names of images and be taken for ids
-    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], index)
+    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], names, index)
     ids = sample.table.column(id_column)[:LOOKED_AT]
     for source in sources.found:
         is_other = source.role != "train" and source.name != sample.name
@@ -107,27 +122,28 @@ def refuse_other_rows(
         if paired:
             why = f"{source.name} has images in {listed(map(repr, paired))} of each row"
             raise _refusal(sample, PAIRS, why)
-    _refuse_mixed(sample, ids, wanted, sources, index)
+    _refuse_mixed(sample, ids, names, sources, index)
 
 
-def _refuse_pixels(sample: Source, ids: Sequence[str], index: ImageIndex) -> None:
+def _refuse_pixels(sample: Source, ids: Sequence[str], names: Sequence[str], index: ImageIndex) -> None:
+    """Refuse ids that end in row and column of an image, and are neither tiles nor labels of it (`names`)."""
     places = [re.fullmatch(r"(.+)[_-]\d+[_-]\d+", row_id) for row_id in ids]
     image, rows = Counter(place[1] if place else "" for place in places).most_common(1)[0]
-    if all(places) and rows >= FEWEST_PIXELS and index.match([image]).num_found:
+    if not all(places) or rows < FEWEST_PIXELS or all(_without_ending(row_id, names) for row_id in ids):
+        return
+    if index.match([image]).num_found and not index.match(ids).num_found:
         why = f"its ids end in row and column, such as {ids[0]!r}, with {rows:,} rows or more of {image!r}"
         raise _refusal(sample, PIXELS, why)
 
 
 def _refuse_mixed(
-    sample: Source, ids: Sequence[str], wanted: Wanted, sources: Sources, index: ImageIndex
+    sample: Source, ids: Sequence[str], names: Sequence[str], sources: Sources, index: ImageIndex
 ) -> None:
-    """Refuse ids of which some are images and all others a value of a test table with a label."""
+    """Refuse ids of which some are images and all others a value of a test table with a label (`names`)."""
     found = index.match(ids).images
     others = [row_id for row_id, images in zip(ids, found, strict=True) if not images]
     if not others or len(others) == len(ids):
         return
-    tables = sources.of_role("train", "")
-    names = [name for source in tables for name in wanted.suffixed(source.table.columns)]
     things = {_without_ending(row_id, names) for row_id in others}
     for source in sources.of_role("test", "") if "" not in things else ():
         for column in source.table.columns:
@@ -139,23 +155,46 @@ def _refuse_mixed(
 def _paired_columns(source: Source, ids: set[str], index: ImageIndex) -> list[str]:
     """Return the columns with different images in one row, of a table whose rows are those of the sample.
 
-    [] unless there are two.
+    [] unless there are two that are written alike (names of files, or numbers).
     """
     columns = {name: source.table.column(name)[:LOOKED_AT] for name in source.table.columns}
-    if len(columns) < 3 or not any(ids <= set(source.table.column(name)) for name in columns):
+    own = next((name for name in columns if ids <= set(source.table.column(name))), None)
+    if len(columns) < 3 or own is None or _are_images(own, columns, index):
         return []
-    found: dict[str, tuple[Sequence[str], ...]] = {}
+    found: dict[str, Match] = {}
     for name, cells in columns.items():
         match = index.match(cells)
         # An id and the name of its file are one image; few values (a licence 1) and numbers of rows are none
-        is_new = match.images not in found.values() and not ids <= set(cells) and not _numbers_rows(cells)
+        known = [other.images for other in found.values()]
+        is_new = match.images not in known and not ids <= set(cells) and not _numbers_rows(cells)
         are_many = 2 * len(set(cells)) >= min(len(cells), len(index.images))
         if match.num_found == len(cells) > 0 and are_many and is_new:
-            found[name] = match.images
-    shown = [image for images in found.values() for row in images for image in row]
+            found[name] = match
+    written = Counter(_are_numbers(columns[name]) for name in found)
+    found = {name: match for name, match in found.items() if written[_are_numbers(columns[name])] > 1}
+    shown = [image for match in found.values() for row in match.images for image in row]
     # Two photographs of each id are views of it, which are found by its name
     are_views = len(set(shown)) == len(shown) and index.match_groups(sorted(ids)).num_found == len(ids)
     return list(found) if len(found) > 1 and not are_views else []
+
+
+def _are_images(own: str, columns: dict[str, Sequence[str]], index: ImageIndex) -> bool:
+    """Return True if the ids in the column `own` are images: others in a row, such as the next frame, belong
+    to it.
+
+    Numbers may equal names of images: another column must name the same image.
+    """
+    match = index.match(columns[own])
+    if match.num_found < len(match.images):
+        return False
+    others = [cells for name, cells in columns.items() if name != own and list(cells) != list(columns[own])]
+    return not _are_numbers(columns[own]) or any(
+        index.match(cells).images == match.images for cells in others
+    )
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    return all(cell.strip().isdecimal() for cell in cells)
 
 
 def _numbers_rows(cells: Sequence[str]) -> bool:
@@ -202,6 +241,10 @@ def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:
         return False
     known = set(ids)
     return all(set(cell.split()) <= known for _, cell in filled)
+
+
+def _is_probability(cell: str) -> bool:
+    return re.fullmatch(r"(0|1|0?\.\d+|[01]\.0*)", cell.strip()) is not None
 
 
 def _is_fraction(cell: str) -> bool:

@@ -53,8 +53,8 @@ def resolve(
         # Where images are numbered too, row numbers match by chance: a table that links each number to an
         # image is better. A table about training images is no such link: its ids and labels are numbers too.
         about_test = [source for source in sources if source.role not in ("train", "sample")]
-        if not numbers_the_rows(ids):
-            about_test = _with_files(about_test, name)
+        rows = numbers_the_rows(ids)
+        about_test = _without_numbers(about_test, name) if rows else _with_files(about_test, name)
         linked = _linked(ids, index, about_test, label_names)
         if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
             return Resolved(name, linked.images, linked.says)
@@ -88,6 +88,28 @@ def _with_files(sources: Sequence[Source], id_column: str) -> list[Source]:
             if other != place and is_id_name(name) and all(without_suffix(cell) != cell for cell in cells):
                 pairs = tuple((row[place], row[other]) for row in table.cells)
                 cut.append(replace(source, table=replace(table, columns=(id_column, name), cells=pairs)))
+    return cut
+
+
+def _without_numbers(sources: Sequence[Source], id_column: str) -> list[Source]:
+    """Return the tables without columns of numbers, such as patients, that may equal names of images by
+    chance.
+
+    Kept are the ids, those called like an id of an image, and those that number the rows of a table without
+    `id_column`.
+    """
+    cut = []
+    for source in sources:
+        table = source.table
+        kept = []
+        for place, name in enumerate(table.columns):
+            cells = [row[place].strip() for row in table.cells]
+            may_lead = name == id_column or is_id_name(name) or not all(cell.isdecimal() for cell in cells)
+            if may_lead or (id_column not in table.columns and numbers_the_rows(cells)):
+                kept.append(place)
+        columns = tuple(table.columns[place] for place in kept)
+        rows = tuple(tuple(row[place] for place in kept) for row in table.cells)
+        cut.append(replace(source, table=replace(table, columns=columns, cells=rows)))
     return cut
 
 
