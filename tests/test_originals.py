@@ -26,7 +26,7 @@ from pipeline.kernel import make
 from pipeline.tables import write_table
 from tests.test_containers import ROOT, dicom, grey, names, pixels_of, png, put, record, sample
 
-SIZE = 24
+SIZE = 16
 TRAIN = {f"a{number}": grey(number, SIZE) * 3.5 - 100 for number in range(8)}
 TEST = {f"b{number}": grey(number + 40, SIZE) * 3.5 - 100 for number in range(3)}
 # The first is a training image. The others are much brighter: they must not change its grey levels
