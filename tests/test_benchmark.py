@@ -84,7 +84,7 @@ def test_losses_are_compared_from_the_first_weights_though_later_rounds_train_on
         ("pipeline_documented", "transformers"),
         ("pipeline_best", "transformers"),
         ("ours_plain", "transformers"),
-        ("ours_by_openvino", "openvino"),
+        pytest.param("ours_by_openvino", "openvino", marks=pytest.mark.slow),  # also tested by its engine
     ],
 )
 def test_the_peers_give_our_answers(work: Work, name: str, needs: str) -> None:
@@ -96,6 +96,7 @@ def test_the_peers_give_our_answers(work: Work, name: str, needs: str) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ours_in_8_bits_is_near(work: Work) -> None:
     pytest.importorskip("nncf", reason="nncf makes the models in 8 bits: python -m pip install nncf")
     expected, found = our_inference(work)(), load_peer("tests.benchmarks.peers:ours_by_int8")(work)()
