@@ -111,6 +111,11 @@ def numbers_the_rows(cells: Sequence[str]) -> bool:
     return all(cell == str(start + row) for row, cell in enumerate(cells))
 
 
+def are_whole_numbers(cells: Sequence[str]) -> bool:
+    """Return True if every cell holds digits alone: numbers, which may equal names of images by chance."""
+    return all(cell.strip().isdecimal() for cell in cells)
+
+
 def _has_index(rows: list[list[str]]) -> bool:
     cells = [row[0] for row in rows[1:]]
     return len(rows[0]) > 1 and not rows[0][0].strip() and (cells == ["0"] or numbers_the_rows(cells))

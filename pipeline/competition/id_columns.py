@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.errors import UserError
-from pipeline.tables import Table, name_the_ids, numbers_the_rows
+from pipeline.tables import Table, are_whole_numbers, name_the_ids, numbers_the_rows
 from pipeline.wording import nearest, quoted
 
 
@@ -153,7 +153,7 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
     ]
     if better:
         # Other numbers (a patient, an age) may equal names of images as row numbers may
-        surely = any(is_id_name(name) or not _are_numbers(table, name) for name in better)
+        surely = any(is_id_name(name) or not are_whole_numbers(table.column(name)) for name in better)
         called = [name for name in numbering if surely or plain_name(name) in ROW_NAMES]
         weak = [name for name in called if not is_id_name(name) or ranks[name] != most]
         ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
@@ -213,11 +213,7 @@ def without_numbering(table: Table, id_column: str) -> Table:
 
 def _are_row_numbers(table: Table, name: str) -> bool:
     cells = [cell.strip() for cell in table.column(name)]
-    return len(set(cells)) == len(cells) > 1 and all(cell.isdecimal() for cell in cells)
-
-
-def _are_numbers(table: Table, name: str) -> bool:
-    return all(cell.strip().isdecimal() for cell in table.column(name))
+    return len(set(cells)) == len(cells) > 1 and are_whole_numbers(cells)
 
 
 def _numbers_rows(table: Table, name: str) -> bool:

@@ -16,7 +16,7 @@ from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
-from pipeline.tables import Table
+from pipeline.tables import Table, are_whole_numbers, numbers_the_rows
 from pipeline.wording import listed
 
 LOOKED_AT = 2000  # rows of the sample submission
@@ -166,12 +166,12 @@ def _paired_columns(source: Source, ids: set[str], index: ImageIndex) -> list[st
         match = index.match(cells)
         # An id and the name of its file are one image; few values (a licence 1) and numbers of rows are none
         known = [other.images for other in found.values()]
-        is_new = match.images not in known and not ids <= set(cells) and not _numbers_rows(cells)
+        is_new = match.images not in known and not ids <= set(cells) and not numbers_the_rows(cells)
         are_many = 2 * len(set(cells)) >= min(len(cells), len(index.images))
         if match.num_found == len(cells) > 0 and are_many and is_new:
             found[name] = match
-    written = Counter(_are_numbers(columns[name]) for name in found)
-    found = {name: match for name, match in found.items() if written[_are_numbers(columns[name])] > 1}
+    written = Counter(are_whole_numbers(columns[name]) for name in found)
+    found = {name: match for name, match in found.items() if written[are_whole_numbers(columns[name])] > 1}
     shown = [image for match in found.values() for row in match.images for image in row]
     # Two photographs of each id are views of it, which are found by its name
     are_views = len(set(shown)) == len(shown) and index.match_groups(sorted(ids)).num_found == len(ids)
@@ -188,17 +188,9 @@ def _are_images(own: str, columns: dict[str, Sequence[str]], index: ImageIndex) 
     if match.num_found < len(match.images):
         return False
     others = [cells for name, cells in columns.items() if name != own and list(cells) != list(columns[own])]
-    return not _are_numbers(columns[own]) or any(
+    return not are_whole_numbers(columns[own]) or any(
         index.match(cells).images == match.images for cells in others
     )
-
-
-def _are_numbers(cells: Sequence[str]) -> bool:
-    return all(cell.strip().isdecimal() for cell in cells)
-
-
-def _numbers_rows(cells: Sequence[str]) -> bool:
-    return list(cells) in ([str(row + first) for row in range(len(cells))] for first in (0, 1))
 
 
 def _without_ending(row_id: str, names: Sequence[str]) -> str:

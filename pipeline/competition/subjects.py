@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled, without_suffix
 from pipeline.competition.sources import Source
-from pipeline.tables import Table, numbers_the_rows
+from pipeline.tables import Table, are_whole_numbers, numbers_the_rows
 
 MOST = 0.5  # share of the ids that a table must hold to link them to images; missing ids are reported later
 MAX_LABELS = 200  # of rows `<id>_<label>`
@@ -104,7 +104,7 @@ def _without_numbers(sources: Sequence[Source], id_column: str) -> list[Source]:
         kept = []
         for place, name in enumerate(table.columns):
             cells = [row[place].strip() for row in table.cells]
-            may_lead = name == id_column or is_id_name(name) or not all(cell.isdecimal() for cell in cells)
+            may_lead = name == id_column or is_id_name(name) or not are_whole_numbers(cells)
             if may_lead or (id_column not in table.columns and numbers_the_rows(cells)):
                 kept.append(place)
         columns = tuple(table.columns[place] for place in kept)

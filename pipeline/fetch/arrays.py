@@ -16,15 +16,14 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.fetch.budget import allowed_bytes
-from pipeline.fetch.grey_range import Survey
 from pipeline.fetch.pixels import channels_rule
 from pipeline.fetch.stacks import (
     Array,
     is_image_shape,
     is_vector,
-    part_of_array,
     planes_of,
     stacks_of,
+    without_training,
     write_stacks,
 )
 from pipeline.fetch.staged_rows import Staged
@@ -82,8 +81,7 @@ def convert(stage: Staged) -> None:
             if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
                 reason = "it holds pickled Python objects, which may run code"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
-    if stage.repeated is not None:  # a file may hold training images too; their labels are not here
-        arrays = [array for array in arrays if not array.key or part_of_array(stage, array) != "train"]
+    arrays = without_training(stage, arrays)
     stage.notes += unread[:5] + (
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
     )
@@ -134,10 +132,9 @@ def _headers(path: Path) -> list[_Array]:
 
 
 def _write_files(stage: Staged, arrays: list[_Array]) -> None:
-    survey = Survey()
-    for array in arrays[:: max(1, len(arrays) // SURVEYED_FILES)] if stage.repeated is None else ():
-        survey.add(planes_of(array.load()))
-    rule = stage.rule("grey levels of NumPy files", survey.rule)
+    some = arrays[:: max(1, len(arrays) // SURVEYED_FILES)]
+    images = (planes_of(array.load()) for array in some)
+    rule = stage.surveyed("grey levels of NumPy files", "NumPy files", images)
     for array in tqdm(arrays, unit="image", desc=".npy", disable=None):
         planes = planes_of(array.load())
         stage.save(rule.apply(planes), array.path.with_suffix(".png"))
@@ -148,5 +145,3 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
             [f"{counted(len(arrays), 'NumPy file')} converted to images in place: {rule.says}", *colours]
         )
     )
-    if survey.num_without:
-        stage.notes.append("NumPy files: NaN and infinite values count as missing and are black")

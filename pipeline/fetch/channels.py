@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, suffix_of
+from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.data.images import load_pixels, seen_size
 from pipeline.data.intensity import is_deep
 from pipeline.data.opening import BadImage, opened
@@ -19,6 +19,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.fetch.archives import check_room
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import channels_rule, in_threads, new_file, save
+from pipeline.fetch.staged_rows import shown_files
 from pipeline.wording import counted, listed, nearest
 
 COLOURS = ["red", "green", "blue"]
@@ -209,7 +210,7 @@ def _found(root: Path, names: Sequence[str]) -> dict[Path, _Stack]:
     Raises:
         UserError: no file ends with a name.
     """
-    paths = sorted(_images(root))
+    paths = _images(root)
     by_case = {name.casefold(): name for name in names}
     stacks: dict[Path, _Stack] = {}
     rest: list[Path] = []
@@ -238,14 +239,8 @@ def _found(root: Path, names: Sequence[str]) -> dict[Path, _Stack]:
     return stacks
 
 
-def _images(root: Path) -> Iterator[Path]:
-    for path in root.rglob("*"):
-        if (
-            suffix_of(path.name) in IMAGE_SUFFIXES
-            and path.is_file()
-            and not any(map(is_hidden, path.relative_to(root).parts))
-        ):
-            yield path
+def _images(root: Path) -> list[Path]:
+    return [path for path in shown_files(root) if suffix_of(path.name) in IMAGE_SUFFIXES]
 
 
 def _split(path: Path) -> tuple[Path, str]:

@@ -30,9 +30,7 @@ _SHAPE = {"files": Each(COUNT), "examples": [TEXT], "decided?": Each(ANYTHING), 
 EXTRAS = {
     ".dcm": ("pydicom", "python -m pip install pydicom"),
     ".bson": ("bson", "python -m pip install pymongo"),
-    ".h5": ("h5py", "python -m pip install h5py"),
-    ".hdf5": ("h5py", "python -m pip install h5py"),
-    ".hdf": ("h5py", "python -m pip install h5py"),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), ("h5py", "python -m pip install h5py")),
 }
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
@@ -113,6 +111,12 @@ class Converted:
         """Return numbers and one name."""
         counts = listed(f"{count:,} {suffix}" for suffix, count in self.files.items())
         return f"{counts} (such as {listed(self.examples[:1])})"
+
+    def digest(self) -> str:
+        """Return a digest of what was decided; empty if that was not stored."""
+        if self.decided is None:
+            return ""
+        return hashlib.sha256(json.dumps(self.decided, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -245,17 +249,14 @@ def read_converted(data_dir: Path) -> Converted | None:
 
 
 def conversion_of(data_dir: Path) -> str:
-    """Return a digest of what `make data` decided when it converted the files of `data_dir` to images.
-
-    Empty if it converted none, or an older version did not record it.
+    """Return the digest of how `make data` converted the files of `data_dir` to images; see
+    `Converted.digest`. Empty if it converted none.
 
     Raises:
         UserError: the record is damaged.
     """
     converted = read_converted(data_dir)
-    if converted is None or converted.decided is None:
-        return ""
-    return hashlib.sha256(json.dumps(converted.decided, sort_keys=True).encode()).hexdigest()
+    return converted.digest() if converted else ""
 
 
 def _sweep(folder: Path, root: Path) -> None:

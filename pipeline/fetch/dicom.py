@@ -74,9 +74,10 @@ def convert(stage: Staged) -> None:
         """Return the packages that the file needed, and why it cannot be read."""
         try:
             data = pydicom.dcmread(path)
-            if windowed and not _has_window(data):
+            by_window = windowed and _has_window(data)
+            if windowed and not by_window:
                 lacking.append(path)
-            images = _images(data, rule, windowed and _has_window(data))
+            images = _images(data, rule, by_window)
         except Exception as error:  # pydicom and its decoders raise many types on damaged files
             return set(), " ".join(str(error).split()) or type(error).__name__
         for number, planes in enumerate(images):

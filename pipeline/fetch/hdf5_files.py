@@ -21,8 +21,8 @@ from pipeline.fetch.stacks import (
     is_image_shape,
     is_stack,
     is_vector,
-    part_of_array,
     planes_of,
+    without_training,
     write_encoded,
     write_stacks,
 )
@@ -91,14 +91,8 @@ def _read(stage: Staged, path: Path) -> _File | None:
     if links:
         stage.notes.append(f"{shown}: {counted(links, 'second name')} of the same data left out")
     groups: dict[str, list[Dataset]] = {}
-    for dataset in _encoded(datasets):
+    for dataset in without_training(stage, _encoded(datasets)):
         groups.setdefault(dataset.key.rpartition("/")[0], []).append(dataset)
-    if stage.repeated is not None:  # a file may hold training images too; their labels are not here
-        groups = {
-            group: wanted
-            for group, inside in groups.items()
-            if (wanted := [each for each in inside if part_of_array(stage, each) != "train"])
-        }
     file = _File(path)
     lengths = {max(each.shape) for each in datasets if is_vector(each) and each.kind != "e"}
     for group, inside in sorted(groups.items(), key=lambda item: item[0]):
@@ -186,19 +180,16 @@ def _image_names(stage: Staged) -> dict[str, set[str]]:
 
 
 def _rule(stage: Staged, arrays: Sequence[Dataset]) -> Rule:
-    survey = Survey()
+    """Return the grey range of images that are arrays, with a note."""
+    if not arrays:
+        return Survey().rule()
     by_path: dict[Path, list[Dataset]] = {}
-    for array in arrays[:: max(1, len(arrays) // SURVEYED)] if stage.repeated is None else ():
+    for array in arrays[:: max(1, len(arrays) // SURVEYED)]:
         by_path.setdefault(array.path, []).append(array)
-    for each in by_path.values():
-        for value in read_each(each):
-            survey.add(planes_of(value))
-    rule = stage.rule("grey levels of HDF5 files", survey.rule) if arrays else survey.rule()
-    if arrays:
-        colours = channels_rule(_num_channels(arrays[0].shape))
-        stage.notes.append("; ".join(filter(None, [f"arrays of HDF5 files: {rule.says}", colours])))
-    if survey.num_without:
-        stage.notes.append("arrays of HDF5 files: NaN and infinite values count as missing and are black")
+    images = (planes_of(value) for each in by_path.values() for value in read_each(each))
+    rule = stage.surveyed("grey levels of HDF5 files", "arrays of HDF5 files", images)
+    colours = channels_rule(_num_channels(arrays[0].shape))
+    stage.notes.append("; ".join(filter(None, [f"arrays of HDF5 files: {rule.says}", colours])))
     return rule
 
 

@@ -4,9 +4,10 @@ file format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -56,6 +57,9 @@ class Array:
         """
         loaded = self.load()
         yield from (np.asarray(loaded[number]) for number in range(len(loaded)))
+
+
+AnyArray = TypeVar("AnyArray", bound=Array)
 
 
 def is_vector(array: Array) -> bool:
@@ -118,12 +122,9 @@ def write_stacks(stage: Staged, stacks: list[Array], vectors: list[Array], where
         UserError: a training stack has no labels of its length, its ids cannot name files, or its data are
             damaged.
     """
-    survey = Survey()
-    plain = [array for array in stacks if array.kind != "e"]
-    for array in plain if stage.repeated is None else ():
-        for image in tqdm(array.entries(), total=array.shape[0], unit="image", desc="range", disable=None):
-            survey.add(planes_of(image))
-    rule = stage.rule(f"grey levels of stacks in {where}", survey.rule) if plain else survey.rule()
+    rule, plain = Survey().rule(), [array for array in stacks if array.kind != "e"]
+    if plain:
+        rule = stage.surveyed(f"grey levels of stacks in {where}", "stacks of images", _all_planes(plain))
     used: set[Array] = set()
     for array in stacks:
         others = {other.path for other in stacks} - {array.path}  # their ids and labels are of other images
@@ -131,10 +132,23 @@ def write_stacks(stage: Staged, stacks: list[Array], vectors: list[Array], where
     if plain:
         colours = channels_rule(len(planes_of(np.empty(plain[0].shape[1:]))))
         stage.notes.append("; ".join(filter(None, [f"stacks of images: {rule.says}", colours])))
-    if survey.num_without:
-        stage.notes.append("stacks of images: NaN and infinite values count as missing and are black")
     for path in {array.path for array in stacks} | {vector.path for vector in vectors if vector in used}:
         path.unlink(missing_ok=True)
+
+
+def _all_planes(arrays: Iterable[Array]) -> Iterator[np.ndarray]:
+    for array in arrays:
+        for image in tqdm(array.entries(), total=array.shape[0], unit="image", desc="range", disable=None):
+            yield planes_of(image)
+
+
+def without_training(stage: Staged, arrays: list[AnyArray]) -> list[AnyArray]:
+    """Return the `arrays` that a kernel needs: a file may hold training images too, but not their labels
+    beside it. All of them for the first conversion, and where each file is one array.
+    """
+    if stage.repeated is None:
+        return arrays
+    return [array for array in arrays if not array.key or part_of_array(stage, array) != "train"]
 
 
 def part_of_array(stage: Staged, array: Array) -> str:

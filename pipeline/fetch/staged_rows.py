@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.grey_range import Rule, Watched
+from pipeline.fetch.grey_range import Rule, Survey, Watched
 from pipeline.fetch.pixels import Shape, save, shape_of
 from pipeline.files import versioned
 from pipeline.tables import load_table, write_table
@@ -82,9 +82,7 @@ class Staged:
         longer exist).
         """
         if not self._listing:
-            for path in sorted(self.root.rglob("*")):
-                if path.is_file() and not any(is_hidden(part) for part in path.relative_to(self.root).parts):
-                    self._listing.append(path)
+            self._listing += shown_files(self.root)
         endings = tuple(suffixes)
         return [
             path for path in self._listing if path.name.lower().endswith(endings) and path.is_file() != gone
@@ -119,6 +117,22 @@ class Staged:
             return rule
         self.watched[name] = Watched(rule.low, rule.high, rule.says)
         return self.watched[name]
+
+    def surveyed(self, name: str, where: str, images: Iterable[np.ndarray]) -> Rule:
+        """Return the grey range of the images called `name`, found in `images` (C, H, W), which are read only
+        for the first conversion; see `decide`. `where`: these images, for a note on missing values.
+        """
+        survey = Survey()
+
+        def find() -> Rule:
+            for planes in images:
+                survey.add(planes)
+            return survey.rule()
+
+        rule = self.rule(name, find)
+        if survey.num_without:
+            self.notes.append(f"{where}: NaN and infinite values count as missing and are black")
+        return rule
 
     def check_numbers(self) -> None:
         """Check that images of a repeated conversion hold numbers as those of the earlier one.
@@ -155,6 +169,15 @@ class Staged:
         """Return True if nearly all of `names` are image files already."""
         there = sum(name in self.image_names for name in names)
         return bool(names) and there >= 0.9 * len(names)
+
+
+def shown_files(root: Path) -> list[Path]:
+    """Return the files below `root` that are not hidden, nor in a hidden folder, sorted."""
+    return [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not any(map(is_hidden, path.relative_to(root).parts))
+    ]
 
 
 def staged(root: Path, repeated: Mapping[str, Any] | None = None, longest: int = 0) -> Staged:

@@ -20,7 +20,7 @@ from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
 from pipeline.errors import UserError, raise_all, run_command
-from pipeline.fetch.containers import CONVERTED, Converted, conversion_of, read_converted
+from pipeline.fetch.containers import CONVERTED, Converted, read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
@@ -155,7 +155,7 @@ def check_conversion(team: Team, data_dir: Path, converted: Converted | None) ->
         UserError: they were not, or it is not known: the kernel could give the hidden test set other grey
             levels than training.
     """
-    here, problems = conversion_of(data_dir), []
+    here, problems = converted.digest() if converted else "", []
     for run in [leaf.run for leaf in team.leaves]:
         known = run.record.values.get("conversion") if run.record else None
         if known is None and converted:
