@@ -331,6 +331,11 @@ class Data(Section):
         False,
         description="skip rows without image or label and images that cannot be decoded, instead of stopping",
     )
+    partial_labels: bool = Field(
+        False,
+        description="with several columns of numbers: use rows in which some are empty; an empty cell counts "
+        "neither in the loss nor in the score",
+    )
     workers: int | Literal["auto"] = Field(
         "auto",
         description="number of loader processes; auto: one per core, at most 8, and 0 for small or few files",

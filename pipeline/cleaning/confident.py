@@ -154,16 +154,13 @@ def _numbers(target: Target, labels: list[str], values: np.ndarray) -> list[Susp
 
     truth, predicted = target.encode(labels).astype(np.float64), np.asarray(values, dtype=np.float64)
     errors = truth - predicted
-    off = np.abs(errors - np.median(errors, axis=0))
-    spread = TO_DEVIATION * np.median(off, axis=0)
+    off = np.abs(errors - np.nanmedian(errors, axis=0))
+    spread = TO_DEVIATION * np.nanmedian(off, axis=0)
     odd = (off > ODD_Z * np.where(spread > 0, spread, np.inf)).any(axis=1)
-    quality = np.min(
-        [
-            get_label_quality_scores(truth[:, column], predicted[:, column])
-            for column in range(truth.shape[1])
-        ],
-        axis=0,
-    )
+    quality = np.ones(truth.shape)  # a missing number is no wrong label
+    for column, known in enumerate(~np.isnan(truth).T):
+        quality[known, column] = get_label_quality_scores(truth[known, column], predicted[known, column])
+    quality = quality.min(axis=1)
     suggested = target.decode(values)
     return [
         Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(odd)

@@ -89,6 +89,7 @@ def _images(record: RunRecord, data_dir: Path) -> dict[str, tuple[Row, ...]]:
         label_column=settings.get("label_column") or facts.label_column,
         need="train",
         skip_bad_images=bool(settings.get("skip_bad_images")),
+        partial_labels=bool(settings.get("partial_labels")),
         asked=Asked(record.metric, target.kind, target.positive, separator),
     )
     rows: dict[str, list[Row]] = {}

@@ -56,7 +56,7 @@ def announce(
         UserError: the run does not fit in memory or on the disk.
     """
     from pipeline.files import human_size, human_time
-    from pipeline.training.advice import advise
+    from pipeline.training.advice import advise, moved_coordinates
     from pipeline.training.attending import time_blocks
     from pipeline.training.estimate import (
         check_disk,
@@ -115,19 +115,23 @@ def announce(
             f"{recipe.schedule.min_steps}; for {recipe.epochs}: --set schedule.min_steps=0"
         )
     classes = len(task.class_names)
-    if lines := advise(
+    target = task.facts()["target"]
+    lines = advise(
         recipe,
         schedule,
         task.num_train,
         task.num_scored,
         classes,
         build.new_head,
-        task.facts()["target"]["kind"],
+        target["kind"],
         task.num_val / max(task.num_scored, 1),
         args.fold is None and session.resumed_run is None and not build.stated_split,
         build.num_pseudo,
-    ):
-        print("\n".join(f"  {line}" for line in lines))
+    )
+    if target["kind"] == "continuous":
+        lines += moved_coordinates(recipe.augmentation, task.class_names)
+    for line in lines:
+        print(f"  {line}")
     copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
     sizes = (

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
-from pipeline.competition.label_columns import is_number, split_column
+from pipeline.competition.label_columns import ZERO_ONE, is_number, split_column
 from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
@@ -82,6 +82,7 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
 
 
 SKIP_FLAG = "--set data.skip_bad_images=true"
+PARTIAL_FLAG = "--set data.partial_labels=true"
 # Texts that pandas and others write for a missing value
 MISSING = frozenset(("nan", "na", "n/a", "#n/a", "<na>", "null", "none"))
 
@@ -93,18 +94,24 @@ def read_table(
     parts: Sequence[str],
     empty_is_none: bool,
     skip_bad: bool = False,
+    partial: bool = False,
 ) -> Labelled:
     """Read the rows of a table that have an image and a label; repeated rows count once.
 
     Rows with neither image nor label are left out with a note; with `skip_bad` also rows that lack one of
-    them. `empty_is_none`: an empty cell is a valid answer (no label), not a missing label.
+    them. `empty_is_none`: an empty cell is a valid answer (no label), not a missing label. `partial`: with
+    several columns of numbers, a row with some of them has a label.
 
     Raises:
         UserError: rows without an image, with two images, or without a label; images with two labels. All are
             listed.
     """
     found, missing, unsure = _without_missing_texts(found, names)
-    found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none and not missing, skip_bad)
+    numbers = _are_numbers(found.table, names)
+    partial = partial and numbers
+    found, parts, skipped = _without_bare_rows(
+        found, names, parts, empty_is_none and not missing, skip_bad, partial
+    )
     table, match = found.table, found.match
     ids = [cell.strip() for cell in table.column(found.id_column)]
     columns = [table.column(name) for name in names]
@@ -112,7 +119,7 @@ def read_table(
     many = match.style in SEVERAL_EACH
     advice = f"add the images, take these rows out, or train without them: {SKIP_FLAG}"
     problems = match.problems(ids, table.lines, index, advice, many) + (
-        [] if empty_is_none and not missing else _no_label(table, names, labels, missing)
+        [] if empty_is_none and not missing else _no_label(table, names, labels, missing, numbers, partial)
     )
     rows: dict[tuple[str, ...], int] = {}
     repeated = 0
@@ -138,6 +145,8 @@ def read_table(
     kind: Literal["json", "table"] = "json" if found.source.is_json else "table"
     where = f"{found.name}, column {names[0]!r}" if len(names) == 1 else f"{found.name}, {what}"
     evidence, notes = _evidence(kind, where, names, [labels[row] for row in chosen])
+    if partial:
+        notes += _empty_cells([labels[row] for row in chosen])
     spaced = sum(cell != cell.strip() for column in columns for cell in column)
     if spaced:
         notes.append(f"spaces around {counted(spaced, 'label')} removed")
@@ -157,16 +166,24 @@ def read_table(
 
 
 def _without_bare_rows(
-    found: Found, names: Sequence[str], parts: Sequence[str], empty_is_none: bool, skip_bad: bool
+    found: Found,
+    names: Sequence[str],
+    parts: Sequence[str],
+    empty_is_none: bool,
+    skip_bad: bool,
+    partial: bool,
 ) -> tuple[Found, Sequence[str], list[str]]:
     """Drop rows with neither image nor label (`skip_bad`: rows that lack one).
 
-    Returns table, parts of its rows, notes.
+    A row with an empty cell has no label; with `partial` only one whose cells are all empty. Returns table,
+    parts of its rows, notes.
     """
+    lacks_label = all if partial else any
     columns = [found.table.column(name) for name in names]
     imageless = [not images for images in found.match.images]
     unlabelled = [
-        not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)
+        not empty_is_none and lacks_label(not cell.strip() for cell in row)
+        for row in zip(*columns, strict=True)
     ]
     bad = [any(lacks) if skip_bad else all(lacks) for lacks in zip(imageless, unlabelled, strict=True)]
     keep = [row for row, is_bad in enumerate(bad) if not is_bad]
@@ -210,23 +227,69 @@ def _without_missing_texts(found: Found, names: Sequence[str]) -> tuple[Found, d
     return replace(found, table=table), missing, notes
 
 
+def _are_numbers(table: Table, names: Sequence[str]) -> bool:
+    """Return True for several columns whose filled cells are numbers, and not only 0 and 1."""
+    filled = {cell.strip() for name in names for cell in table.column(name) if cell.strip()}
+    return len(names) > 1 and all(map(is_number, filled)) and not filled <= ZERO_ONE
+
+
 def _no_label(
-    table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]], missing: Mapping[str, str]
+    table: Table,
+    names: Sequence[str],
+    labels: Sequence[tuple[str, ...]],
+    missing: Mapping[str, str],
+    numbers: bool,
+    partial: bool,
 ) -> list[str]:
-    problems = []
+    """Return a problem for each column with empty cells, and how to solve them.
+
+    With `partial` only rows and columns in which every cell is empty are problems. `numbers`: there are
+    several columns of numbers.
+    """
+    if partial:
+        bare = [line for line, row in zip(table.lines, labels, strict=True) if not any(row)]
+        problems = [f"{numbered(bare)}: no label in any of the {len(names)} columns"] if bare else []
+        problems += capped(
+            [
+                f"the column {name!r} is empty"
+                for name, cells in zip(names, zip(*labels, strict=True), strict=True)
+                if not any(cells)
+            ],
+            "columns are empty",
+        )
+        return _with_advice(problems, f"fill in the cells, or train without these rows: {SKIP_FLAG}")
+    problems, hint = [], ""
     for position, name in enumerate(names):
         empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
         if empty:
             text = f", {missing[name]!r} among numbers" if name in missing else ""
-            named = "; a class needs another name" if name in missing else ""
             filled = [row[position] for row in labels if row[position]]
-            if not named and several_labels(filled)[0] == "yes":
-                named = "; if such an image has none of the labels, write a word for that, such as none"
-            problems.append(
-                f"{numbered(empty)}: no label in column {name!r}{text} (fill it in, take the row out, or "
-                f"train without it: {SKIP_FLAG}{named})"
-            )
-    return capped(problems, "columns have empty cells")
+            if name in missing and len(names) == 1:
+                hint = "; a class needs another name"
+            elif several_labels(filled)[0] == "yes":
+                hint = "; if such an image has none of the labels, write a word for that, such as none"
+            problems.append(f"{numbered(empty)}: no label in column {name!r}{text}")
+    some = f", or with the numbers that they have: {PARTIAL_FLAG}" if numbers else ""
+    return _with_advice(
+        capped(problems, "columns have empty cells"),
+        f"fill in the cells, take the rows out, or train without these rows: {SKIP_FLAG}{some}{hint}",
+    )
+
+
+def _with_advice(problems: list[str], advice: str) -> list[str]:
+    """Return the problems with the way out: behind a single one, else as the last line."""
+    return [f"{problems[0]} ({advice})"] if len(problems) == 1 else [*problems, *[advice][: len(problems)]]
+
+
+def _empty_cells(labels: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return a note on the rows with some of several numbers."""
+    rows, cells = sum(not all(row) for row in labels), sum(not cell for row in labels for cell in row)
+    if not rows:
+        return []
+    return [
+        f"{counted(rows, 'row')} with empty label cells ({cells:,} in all): they count neither in the loss "
+        "nor in the score (data.partial_labels)"
+    ]
 
 
 def _evidence(

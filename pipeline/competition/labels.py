@@ -40,11 +40,13 @@ def read_labelled(
     label_column: str | None,
     sample_name: str = "",
     skip_bad: bool = False,
+    partial: bool = False,
 ) -> Labelled:
     """Read the labelled images of `folder`. `wanted`: the labels that the sample submission (table
     `sample_name`) asks for.
 
-    `skip_bad`: rows without image or label are left out instead of refused.
+    `skip_bad`: rows without image or label are left out instead of refused. `partial`: rows with some of
+    several numbers are used.
 
     Raises:
         UserError: there are no labelled images, or they are contradictory or ambiguous.
@@ -84,7 +86,7 @@ def read_labelled(
             f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}"
         )
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
-        labelled = _from_table(best, index, wanted, classes, label_column, skip_bad)
+        labelled = _from_table(best, index, wanted, classes, label_column, skip_bad, partial)
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         _refuse_unlinked_labels(classes, looked_up, index, wanted)
@@ -204,6 +206,7 @@ def _from_table(
     classes: ClassFolders,
     label_column: str | None,
     skip_bad: bool,
+    partial: bool,
 ) -> Labelled:
     if best.trouble:
         raise best.trouble
@@ -220,7 +223,7 @@ def _from_table(
     )
     if len(best.choice.names) == 1:
         found = lists_read(found, best.choice.names[0], wanted)
-    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
+    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad, partial)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
         labelled.notes.append(

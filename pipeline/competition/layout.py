@@ -59,6 +59,7 @@ def read_layout(
     need: Literal["train", "test", "both"] = "both",
     test_images: bool = True,
     skip_bad_images: bool = False,
+    partial_labels: bool = False,
     asked: Asked = Asked(),  # noqa: B008 - frozen
     known: tuple[Target, str | None] | None = None,
     grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
@@ -73,6 +74,7 @@ def read_layout(
         test_images: False if the images of the sample submission may be missing too.
         skip_bad_images: leave out training rows without image or label and questions without an image, do not
             refuse.
+        partial_labels: with several columns of numbers, use rows in which some are empty.
         asked: the user's flags on target and metric.
         known: target and metric of an existing run (a release has no metric); they are used and not decided
             again.
@@ -113,7 +115,7 @@ def read_layout(
     if sample and sample_id:
         wanted = with_row_labels(wanted, sample.table, sample_id, sources.of_role("test", ""))
     labelled, trouble = _labelled(
-        folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
+        folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images, partial_labels
     )
     _call_labels(labelled, wanted, sources, sample, asked, known)
     names = _label_names(labelled.evidence, known, wanted)
@@ -179,13 +181,15 @@ def read_for_training(
     *,
     asked: Asked | None = None,
     skip_bad_images: bool,
+    partial_labels: bool | None = None,
     with_corrections: bool = True,
 ) -> Competition:
     """Read the labelled part of a competition.
 
     Columns and groups come from the recipe's `data` keys, else competition.yaml.
 
-    `asked`: target and metric flags of a run that is continued. `with_corrections=False` ignores
+    `asked`: target and metric flags of a run that is continued. `partial_labels`: as in `data`, if None.
+    `with_corrections=False` ignores
     `data.exclude` and `data.relabel`.
 
     Raises:
@@ -198,6 +202,7 @@ def read_for_training(
         label_column=data.label_column or facts.label_column,
         need="train",
         skip_bad_images=skip_bad_images,
+        partial_labels=data.partial_labels if partial_labels is None else partial_labels,
         asked=asked or facts.asked(data.metric, data.target, data.positive_class),
         grouped=groups.Grouping(
             None if data.groups else data.group_column or facts.group_column, data.groups
@@ -226,14 +231,14 @@ def _labelled(
     label_column: str | None,
     need: str,
     skip_bad: bool,
+    partial: bool,
 ) -> tuple[Labelled, str | None]:
     """Read the labelled rows; if they are not needed, return none and the reason why they cannot be read."""
     if need == "test" and not has_training_data(folder, sources):
         return Labelled(), None
     try:
-        return read_labelled(
-            folder, sources, wanted, id_column, label_column, sample.name if sample else "", skip_bad
-        ), None
+        name = sample.name if sample else ""
+        return read_labelled(folder, sources, wanted, id_column, label_column, name, skip_bad, partial), None
     except UserError as error:
         if need != "test":
             raise

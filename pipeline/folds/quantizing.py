@@ -137,6 +137,7 @@ def _training_rows(run: Run, folder: Path) -> list[Row]:
         label_column=settings.get("label_column") or facts.label_column,
         need="train",
         skip_bad_images=True,
+        partial_labels=True,
         asked=Asked(run.metric, target.kind, target.positive, separator),
     )
     return list(competition.train)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.competition.rows import Row
 from pipeline.look.duplicates import Twins
 from pipeline.look.section import Grid, Section, Sheet, SmallImage, Strip
@@ -120,15 +122,11 @@ def _labels_differ(rows: Sequence[Row], target: Target | None) -> bool:
         return len({frozenset(target.parts(label)) for label in labels}) > 1
     if target.kind == "continuous":
         values = target.encode(sorted(labels))
-        scale = target.scale or (1.0,) * values.shape[1]
-        return bool(((values.max(axis=0) - values.min(axis=0)) > FAR * _as_array(scale)).any())
+        scale = np.array(target.scale or (1.0,) * values.shape[1])
+        known = ~np.isnan(values)  # of several numbers some may be missing
+        largest = np.where(known, values, -np.inf).max(axis=0)
+        return bool((largest - np.where(known, values, np.inf).min(axis=0) > FAR * scale).any())
     return True
-
-
-def _as_array(values: Sequence[float]):
-    import numpy as np
-
-    return np.array(values)
 
 
 def _show(section: Section, title: str, sets: Sequence[Copies], looked: Looked, part: str) -> None:

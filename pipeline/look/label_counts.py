@@ -150,10 +150,10 @@ def _ratio(count: int, chance: float) -> str:
 def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
     section = Section("The numbers" if len(target.names) > 1 else f"Distribution of {target.names[0]}")
     values = target.encode([row.label or "" for row in rows]).astype(np.float64)
-    quantiles = np.percentile(values, [0, 5, 50, 95, 100], axis=0)
+    quantiles = np.nanpercentile(values, [0, 5, 50, 95, 100], axis=0)
     grid: list[tuple[Any, ...]] = []
     for number, name in enumerate(target.names):
-        column = values[:, number]
+        column = values[~np.isnan(values[:, number]), number]
         grid.append(
             (
                 name,
@@ -178,7 +178,7 @@ def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
 
 
 def _listed_deviations(target: Target, values: np.ndarray) -> str:
-    deviations = values.std(axis=0)
+    deviations = np.nanstd(values, axis=0)
     if len(deviations) == 1:
         return brief(float(deviations[0]))
     shown = [f"{brief(float(one))} ({name})" for name, one in zip(target.names, deviations, strict=True)]

@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     recipe = _recipe(args)
     # Rows without an image or label are skipped and corrections are not applied: the page shows the data as
     # they are.
-    competition = read_for_training(args.data, recipe.data, skip_bad_images=True, with_corrections=False)
+    competition = read_for_training(
+        args.data, recipe.data, skip_bad_images=True, partial_labels=True, with_corrections=False
+    )
     folder = _folder(args)
     check_place(folder / RECORD, "name another --output")
     with holding_folder(folder):

@@ -137,7 +137,7 @@ def validation_images(run: Path | None) -> list[Path]:
         )
     if files and files.target.kind == "continuous":
         given, predicted = (files.target.encode([row[key] for row in rows]) for key in ("label", "predicted"))
-        order = np.abs(given - predicted).mean(axis=1).argsort(kind="stable").tolist()
+        order = np.nanmean(np.abs(given - predicted), axis=1).argsort(kind="stable").tolist()
         half = NUM_IMAGES // 2
         return [Path(rows[place]["path"]) for place in (order[:half] + order[half:][-half:])]
     rows.sort(key=lambda row: -float(row["confidence"]))

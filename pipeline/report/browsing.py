@@ -316,27 +316,32 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     errors = np.asarray(predicted_values, dtype=np.float64) - truth
     scale = np.array((target.scale or (1.0,) * len(target.names))[: len(names)])
     scale = np.where(scale > 0, scale, 1.0)
-    cuts = [np.unique(np.quantile(column, np.linspace(0, 1, RANGE_PARTS + 1)[1:-1])) for column in truth.T]
+    known = ~np.isnan(truth)  # of several numbers some may be missing
+    points = np.linspace(0, 1, RANGE_PARTS + 1)[1:-1]
+    cuts = [
+        np.unique(np.quantile(column[has], points)) if has.any() else np.zeros(0)
+        for column, has in zip(truth.T, known.T, strict=True)
+    ]
     parts = np.stack(
         [np.searchsorted(cut, column, side="left") for cut, column in zip(cuts, truth.T, strict=True)], axis=1
     )
     several = len(names) > 1
     items = []
     for number in range(len(rows)):
+        columns = np.flatnonzero(known[number]).tolist()
         pairs = [
-            f"{f'{name}: ' if several else ''}{brief(float(truth[number, column]))}"
-            for column, name in enumerate(names)
+            f"{f'{names[column]}: ' if several else ''}{brief(float(truth[number, column]))}"
+            for column in columns
         ]
         predicted = ", ".join(
-            brief(float(truth[number, column] + errors[number, column])) for column in range(len(names))
+            brief(float(truth[number, column] + errors[number, column])) for column in columns
         )
-        tokens = " ".join(f"{column} {column}p{parts[number, column]}" for column in range(len(names)))
+        tokens = " ".join(f"{column} {column}p{parts[number, column]}" for column in columns)
         item = Item(number, ", ".join(pairs), f"predicted {predicted}", {"marks": tokens}, wrong=True)
-        item.order = float(np.abs(errors[number] / scale).mean())
-        item.groups = (str(parts[number, 0]),)
-        item.numbers["error"] = " ".join(
-            f"{column}:{_number(errors[number, column])}" for column in range(len(names))
-        )
+        item.order = float(np.abs(errors[number] / scale)[columns].mean()) if columns else 0.0
+        if known[number, 0]:
+            item.groups = (str(parts[number, 0]),)
+        item.numbers["error"] = " ".join(f"{column}:{_number(errors[number, column])}" for column in columns)
         items.append(item)
     column = {
         "name": "marks",
@@ -347,7 +352,7 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     part = {
         "name": "marks",
         "label": "its true value",
-        "options": [("", "any"), *_ranges(truth[:, 0], parts[:, 0], several)],
+        "options": [("", "any"), *_ranges(truth[known[:, 0], 0], parts[known[:, 0], 0], several)],
     }
     sorts = [
         ("|error", "error, largest first"),

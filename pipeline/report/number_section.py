@@ -35,15 +35,16 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     columns = [
         _column(files, number, truth[:, number], errors[:, number]) for number in range(len(target.names))
     ]
-    for number, name in enumerate(target.names[:MAX_DRAWN_COLUMNS]):
-        figures = files.path / "figures"
-        scatter_figure(
-            figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number], name
-        )
-        residuals_figure(figures / f"residuals_{number}.png", errors[:, number], name)
+    known = ~np.isnan(truth)
+    shown = [column for column in range(len(target.names)) if known[:, column].any()][:MAX_DRAWN_COLUMNS]
+    for number in shown:
+        figures, name, has = files.path / "figures", target.names[number], known[:, number]
+        true, error = truth[has, number], errors[has, number]
+        scatter_figure(figures / f"predicted_{number}.png", true, true + error, name)
+        residuals_figure(figures / f"residuals_{number}.png", error, name)
         drawn[f"predicted_{number}"] = (
             figures / f"predicted_{number}.png",
-            f"Predicted against true {name} of {len(rows):,} {files.checked} images.",
+            f"Predicted against true {name} of {len(true):,} {files.checked} images.",
         )
         drawn[f"residuals_{number}"] = (
             figures / f"residuals_{number}.png",
@@ -53,7 +54,8 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         "kind": target.kind,
         "total": len(rows),
         "columns": columns,
-        "drawn": list(enumerate(target.names[:MAX_DRAWN_COLUMNS])),
+        "some_missing": not known.all(),
+        "drawn": [(number, target.names[number]) for number in shown],
         "largest": _largest(files, truth, errors),
     }
 
@@ -88,25 +90,28 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
 
 
 def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
-    target = files.target
+    target, known = files.target, ~np.isnan(truth)
+    truth, errors = truth[known], errors[known]
     single = type(target)("continuous", (target.names[number],))
     pair = truth[:, None], (truth + errors)[:, None]
-    mean = target.center[number] if target.center else float(truth.mean())
+    mean = target.center[number] if target.center else float(truth.mean()) if len(truth) else 0.0
     return {
         "name": target.names[number],
         "rmse": evaluate("rmse", single, *pair),
         "mae": evaluate("mae", single, *pair),
         "r2": evaluate("r2", single, *pair),
-        "median": float(np.median(np.abs(errors))),
+        "rows": len(truth),
+        "median": float(np.median(np.abs(errors))) if len(truth) else None,
         "mean": mean,
-        "mean_rmse": float(np.sqrt(np.mean((truth - mean) ** 2))),
+        "mean_rmse": float(np.sqrt(np.mean((truth - mean) ** 2))) if len(truth) else None,
     }
 
 
 def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dict[str, Any]]:
     """Return the images with the largest errors; for several numbers, by the mean of the scaled errors."""
-    scale = np.array(files.target.scale or truth.std(axis=0)) if len(files.target.names) > 1 else np.ones(1)
-    size = np.abs(errors / np.where(scale > 0, scale, 1)).mean(axis=1)
+    several = len(files.target.names) > 1
+    scale = np.array(files.target.scale or np.nanstd(truth, axis=0)) if several else np.ones(1)
+    size = np.nanmean(np.abs(errors / np.where(scale > 0, scale, 1)), axis=1)
     shown = [int(row) for row in np.argsort(-size, kind="stable")[:SHOWN_ERRORS] if size[row] > 0]
     rows = [files.predictions[row] for row in shown]
     return [
@@ -117,8 +122,9 @@ def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dic
                     "true": float(truth[at, number]),
                     "predicted": float(truth[at, number] + errors[at, number]),
                 }
-                for number, name in enumerate(files.target.names[:MAX_DRAWN_COLUMNS])
-            ],
+                for number, name in enumerate(files.target.names)
+                if not np.isnan(truth[at, number])
+            ][:MAX_DRAWN_COLUMNS],
             "file": Path(row["path"]).name,
             "thumbnail": jpeg,
         }

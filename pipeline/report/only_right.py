@@ -137,7 +137,7 @@ def _nearer(
         truth = files.target.encode([files.predictions[row]["label"] for row in order]).astype(np.float64)
         predicted = files.target.encode([files.predictions[row]["predicted"] for row in order])
         scale = np.array(next(iter(runs.values())).target.scale or 1.0)
-        errors[name] = np.abs((predicted - truth) / np.where(scale > 0, scale, 1)).mean(axis=1)
+        errors[name] = np.nanmean(np.abs((predicted - truth) / np.where(scale > 0, scale, 1)), axis=1)
     each = []
     for name in runs:
         gain = np.min([errors[other] for other in runs if other != name], axis=0) - errors[name]

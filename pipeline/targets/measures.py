@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -232,15 +231,26 @@ def map_at_k(truth: np.ndarray, ranks: np.ndarray) -> float:
 
 
 def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return the function of `rmse`, `mae` or `r2` for (N, O) numbers: the mean over columns."""
+    """Return the function of `rmse`, `mae` or `r2` for (N, O) numbers: the mean over columns.
+
+    Numbers that are NaN in the truth do not count; a column without others does not count.
+    """
 
     def function(truth: np.ndarray, values: np.ndarray) -> float:
-        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+        from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-        pair: tuple[Any, Any] = truth.astype(np.float64), values.astype(np.float64)
-        if name == "rmse":
-            return float(np.sqrt(mean_squared_error(*pair, multioutput="raw_values")).mean())
-        return float(mean_absolute_error(*pair) if name == "mae" else r2_score(*pair))
+        score = {"rmse": root_mean_squared_error, "mae": mean_absolute_error, "r2": r2_score}[name]
+        fewest = 2 if name == "r2" else 1
+        known = ~np.isnan(truth)
+        return float(
+            np.mean(
+                [
+                    score(truth[rows, column].astype(np.float64), values[rows, column].astype(np.float64))
+                    for column, rows in enumerate(known.T)
+                    if rows.sum() >= fewest
+                ]
+            )
+        )
 
     return function
 
@@ -259,9 +269,13 @@ def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float
 def histograms(
     names: Sequence[str], numbers: np.ndarray, bins: int = 30
 ) -> dict[str, dict[str, list[float]]]:
-    """Return for each name of (N, O) numbers its B + 1 `edges` and B `counts`, as run.json stores them."""
+    """Return for each name of (N, O) numbers its B + 1 `edges` and B `counts`, as run.json stores them.
+
+    NaN is not counted.
+    """
     counted = {
-        name: np.histogram(numbers[:, number].astype(np.float64), bins) for number, name in enumerate(names)
+        name: np.histogram(column[~np.isnan(column)], bins)
+        for name, column in zip(names, numbers.astype(np.float64).T, strict=True)
     }
     return {
         name: {"edges": edges.tolist(), "counts": counts.tolist()}

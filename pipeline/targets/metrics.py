@@ -1,8 +1,8 @@
 """Compute the metrics of `metric_table.py`.
 
-Truth is as `target.encode` returns it; values are (N, O) predictions as `target.activate` returns them. For
-several labels or several numbers per image a metric is the mean over columns, unless its name says otherwise
-(micro, weighted, samples).
+Truth is as `target.encode` returns it; of several numbers those that are NaN do not count. Values are (N, O)
+predictions as `target.activate` returns them. For several labels or several numbers per image a metric is the
+mean over columns, unless its name says otherwise (micro, weighted, samples).
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def all_metrics(
 ) -> dict[str, float]:
     """Return every metric that is defined for the target and these rows, and `loss`.
 
-    `loss` is the mean log loss in nats, or the mean squared error of scaled numbers. One class or grade: also
+    `loss` is the mean log loss in nats, or the mean squared error of scaled numbers (a missing number adds
+    0). One class or grade: also
     macro and weighted precision and recall. `metric`, the competition's, is included even if the table does
     not list it (map_at_3) or it is slow.
 
@@ -125,7 +126,8 @@ def all_metrics(
         if name not in scores and (value := evaluate(name, target, truth, values)) is not None:
             scores[name] = value
     if target.kind == "continuous":
-        scores["loss"] = float(np.mean(((values.astype(np.float64) - truth) / np.array(target.scale)) ** 2))
+        errors = (values.astype(np.float64) - truth) / np.array(target.scale)
+        scores["loss"] = float(np.mean(np.where(np.isnan(truth), 0, errors) ** 2))
     else:
         scores["loss"] = measures.exact_loss(truth, values)
     return scores
@@ -146,7 +148,7 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
         return f"{metric.words} is undefined: there are no rows"
     if metric.name == "top5_accuracy" and target.num_outputs <= metric.k:
         return f"{metric.words} is always 1 with {counted(target.num_outputs, 'class', 'classes')}"
-    if metric.name == "r2" and len(truth) < 2:
+    if metric.name == "r2" and (truth == truth).sum(axis=0).max() < 2:  # a missing number is NaN
         return f"{metric.words} is undefined on a single row"
     if metric.name == "pf1" and not truth.any():
         return f"{metric.words} is undefined: no row is positive"

@@ -32,7 +32,7 @@ def of_columns(case: Case) -> Read:
         UserError: a cell is not a number, two readings remain, or a flag contradicts the data.
     """
     labels = case.labels
-    cells = [cell for row in labels.cells for cell in row]
+    cells = [cell for row in labels.cells for cell in row if cell.strip()]  # of several numbers some may miss
     columns = counted(len(labels.columns), "column")
     if not are_numbers(cells) and not are_flags(cells):
         bad = next(cell for cell in cells if number(cell) is None)
@@ -94,7 +94,7 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
     flags = [
         name
         for name, column in zip(labels.columns, zip(*labels.cells, strict=True), strict=True)
-        if are_flags(column) and len(set(column)) > 1
+        if are_flags(cell for cell in column if cell.strip()) and len({*column, ""}) > 2
     ]
     if case.is_open and flags and len(labels.cells) >= TELLING_ROWS:
         rest = [name for name in labels.columns if name not in flags]

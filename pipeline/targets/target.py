@@ -113,7 +113,7 @@ class Target:
         """Return labels as an array.
 
         multiclass, ordinal: (N,) int64 positions in `names`; binary, multilabel: (N, O) float32 of 0 and 1;
-        continuous: (N, O) float32.
+        continuous: (N, O) float32; of several numbers some may be missing, they are NaN.
 
         Raises:
             UserError: labels that the target does not know, or that are not numbers; the first few are
@@ -147,7 +147,8 @@ class Target:
             label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)
         ]
         self._refuse(bad, "is not a number")
-        return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
+        numbers = [[cell.strip() or "nan" for cell in row] for row in cells]
+        return np.array(numbers, dtype=np.float32).reshape(len(labels), self.num_outputs)
 
     def parts(self, label: str) -> list[str]:
         """Return the labels in one label text of a multilabel target."""
@@ -156,7 +157,8 @@ class Target:
     def scaled(self, numbers: np.ndarray) -> np.ndarray:
         """Return (N, O) float32 numbers as the model is trained on them.
 
-        Only for a continuous target. They have mean 0 and standard deviation 1 over the training rows.
+        Only for a continuous target. They have mean 0 and standard deviation 1 over the training rows; NaN
+        where a number is missing.
         """
         import numpy as np
 
@@ -166,19 +168,28 @@ class Target:
         """Return this target with scale and range of the training numbers.
 
         Other kinds are returned unchanged.
+
+        Raises:
+            UserError: a column without any number.
         """
         import numpy as np
 
         if self.kind != "continuous":
             return self
         numbers = self.encode(labels).astype(np.float64)
-        deviation = numbers.std(axis=0)
+        bare = [name for name, column in zip(self.names, numbers.T, strict=True) if np.isnan(column).all()]
+        if len(numbers) and bare:
+            raise UserError(
+                f"no training row has a number in {', '.join(map(repr, bare[:8]))}: fill in a cell of that "
+                "column, or, if its rows all validate, try another --seed"
+            )
+        deviation = np.nanstd(numbers, axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
         columns = {
-            "center": numbers.mean(axis=0),
+            "center": np.nanmean(numbers, axis=0),
             "scale": scale,
-            "low": numbers.min(axis=0),
-            "high": numbers.max(axis=0),
+            "low": np.nanmin(numbers, axis=0),
+            "high": np.nanmax(numbers, axis=0),
         }
         return replace(self, **{name: tuple(map(float, values)) for name, values in columns.items()})
 
@@ -271,7 +282,7 @@ class Target:
         if self.is_choice:
             counts = np.bincount(encoded, minlength=self.num_outputs).astype(np.float64)
             return (counts / counts.sum()).astype(np.float32)
-        return encoded.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return np.nanmean(encoded, axis=0, dtype=np.float64).astype(np.float32)
 
     # ---- rows ----
 
@@ -279,7 +290,7 @@ class Target:
         """Return one stratum name per row; a split that is stratified by them is fair to every label.
 
         The stratum is the class or grade; for several labels the rarest label of the row; for numbers the
-        tenth of the sorted rows (of the first column).
+        tenth of the sorted rows (of the first column; rows without that number are sorted last).
         """
         import numpy as np
 
@@ -380,7 +391,9 @@ class Target:
 
 
 def _are_numbers(cells: Sequence[str], count: int) -> bool:
-    return len(cells) == count and all(finite_number(cell) is not None for cell in cells)
+    """Return True for `count` numbers, at least one of them written and the others empty."""
+    written = [cell for cell in cells if cell.strip()]
+    return len(cells) == count and bool(written) and all(finite_number(cell) is not None for cell in written)
 
 
 def finite_number(cell: str) -> int | float | None:

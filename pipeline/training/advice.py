@@ -5,12 +5,15 @@ validation rows, low scores.
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import validate_recipe
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 from pipeline.targets.baseline import Baseline
 from pipeline.training.optim import lr_at
 
@@ -54,6 +57,34 @@ def advise(
         more = new_split and recipe.data.val_fraction < SHARE
         lines.append(_row_line((num_train - num_pseudo) / images_each, num_val, num_classes, kind, more))
     return lines
+
+
+def moved_coordinates(augmentation: Augmentation, names: Sequence[str]) -> list[str]:
+    """Return a line if two numbers are called like the coordinates of a point (`nose_x`, `nose_y`), and
+    training images are moved: their numbers stay as they are.
+    """
+    points = {match[1]: name for name in names if (match := re.fullmatch(r"(.*[^a-z])?x", name.lower()))}
+    pair = next(
+        (
+            (points[match[1]], name)
+            for name in names
+            if (match := re.fullmatch(r"(.*[^a-z])?y", name.lower())) and match[1] in points
+        ),
+        None,
+    )
+    moving = {
+        "random_resized_crop=false": augmentation.random_resized_crop,
+        "horizontal_flip=false": augmentation.horizontal_flip,
+        "rotation_degrees=0": augmentation.rotation_degrees > 0,
+        "policy=none": augmentation.policy != "none",
+    }
+    flags = " ".join(f"--set augmentation.{setting}" for setting, moves in moving.items() if moves)
+    if pair is None or not flags:
+        return []
+    return [
+        f"WARNING: {pair[0]!r} and {pair[1]!r} look like the coordinates of a point, but training images are "
+        f"moved (crops, flips) and their numbers are not; if they are places in the image: {flags}"
+    ]
 
 
 def way_of_head(recipe: Recipe, schedule: dict[str, Any]) -> float:

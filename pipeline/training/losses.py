@@ -22,13 +22,13 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
     """Return the loss: the mean over a batch and its columns, computed in float32.
 
     multiclass, ordinal: cross-entropy; label (B,) int64, or (B, O) shares of each class. binary, multilabel:
-    binary cross-entropy of (B, O) labels in 0..1. continuous: squared error of (B, O) scaled numbers;
-    `label_smoothing` is ignored.
+    binary cross-entropy of (B, O) labels in 0..1. continuous: squared error of (B, O) scaled numbers, 0 where
+    a number is missing (NaN); `label_smoothing` is ignored.
     """
     if target.is_choice:
         return lambda logits, label: F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
     if target.kind == "continuous":
-        return lambda logits, label: F.mse_loss(logits.float(), label.float())
+        return _squared_error
 
     def binary_loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # Yes and no are two classes: each gets half
@@ -36,6 +36,11 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
         return F.binary_cross_entropy_with_logits(logits.float(), smooth)
 
     return binary_loss
+
+
+def _squared_error(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    logits = logits.float()
+    return F.mse_loss(logits, torch.where(label.isnan(), logits.detach(), label.float()))
 
 
 def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> BatchFunction:
@@ -66,9 +71,9 @@ def training_score(target: Target) -> tuple[str, BatchFunction]:
 
     Divided by the number of rows it is: accuracy (one class or grade, and binary): share of right rows.
     label_accuracy (several labels): share of right single decisions. mae (numbers, in the data's units): mean
-    distance over rows and columns. A mixed row, whose label is shares, counts by the share of the predicted
-    class. Rows with one class or grade are counted in int64, the others summed in float64 (float32 on Apple's
-    GPUs, which have no float64).
+    distance over rows and columns (for each row over the numbers that it has). A mixed row, whose label is
+    shares, counts by the share of the predicted class. Rows with one class or grade are counted in int64, the
+    others summed in float64 (float32 on Apple's GPUs, which have no float64).
     """
     if target.kind == "continuous":
         return "mae", _Distance(target)
@@ -125,7 +130,8 @@ class _Distance:
             )
         center, scale, low, high = self.placed
         predicted = (_exact(logits, logits) * scale + center).clamp(low, high)
-        return (predicted - (_exact(label, logits) * scale + center)).abs().mean(dim=1).sum()
+        distances = (predicted - (_exact(label, logits) * scale + center)).abs()
+        return distances.nanmean(dim=1).sum()
 
 
 def _positions(label: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """A linear probe: a head fitted by scikit-learn's linear models on frozen features.
 
 One class or grade: LogisticRegression over all classes. Binary and several labels: one LogisticRegression per
-output. Numbers: Ridge on the scaled numbers. Features are standardised with the training rows; penalties are
-scikit-learn's defaults (C = 1, alpha = 1), without a search.
+output. Numbers: Ridge on the scaled numbers, for each column on the rows that have one. Features are
+standardised with the training rows. Penalties are scikit-learn's defaults (C = 1, alpha = 1), without a
+search.
 """
 
 from __future__ import annotations
@@ -104,5 +105,9 @@ def _yes_or_no(features: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, 
 def _numbers(features: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import Ridge
 
-    found = Ridge().fit(features, numbers.astype(np.float64))
-    return np.atleast_2d(found.coef_), np.atleast_1d(found.intercept_)
+    known, exact = ~np.isnan(numbers), numbers.astype(np.float64)
+    if known.all():
+        found = Ridge().fit(features, exact)
+        return np.atleast_2d(found.coef_), np.atleast_1d(found.intercept_)
+    fits = [Ridge().fit(features[rows], exact[rows, column]) for column, rows in enumerate(known.T)]
+    return np.array([fit.coef_ for fit in fits]), np.array([fit.intercept_ for fit in fits])
