@@ -237,20 +237,15 @@ def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     """
 
     def function(truth: np.ndarray, values: np.ndarray) -> float:
-        from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-        score = {"rmse": root_mean_squared_error, "mae": mean_absolute_error, "r2": r2_score}[name]
-        fewest = 2 if name == "r2" else 1
-        known = ~np.isnan(truth)
-        return float(
-            np.mean(
-                [
-                    score(truth[rows, column].astype(np.float64), values[rows, column].astype(np.float64))
-                    for column, rows in enumerate(known.T)
-                    if rows.sum() >= fewest
-                ]
-            )
-        )
+        score = {"rmse": mean_squared_error, "mae": mean_absolute_error, "r2": r2_score}[name]
+        columns = [
+            score(truth[rows, column].astype(np.float64), values[rows, column].astype(np.float64))
+            for column, rows in enumerate(~np.isnan(truth).T)
+            if rows.sum() >= (2 if name == "r2" else 1)
+        ]
+        return float(np.mean(np.sqrt(columns) if name == "rmse" else columns))
 
     return function
 
