@@ -272,10 +272,10 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
     if suffix_of(path.name) == ".parquet":
         try:
             import pyarrow.parquet
-        except ImportError:
+        except ImportError as error:  # missing, or built for another numpy
             raise UserError(
-                f"{path.name}: parquet tables need one more package: python -m pip install pyarrow; then run "
-                "the command again"
+                f"{path.name}: parquet tables need one more package ({error}): python -m pip install "
+                "pyarrow; then run the command again"
             ) from None
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(rows):
@@ -345,11 +345,9 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
                 problems += _problems(frame, table, first, count)
                 values = None
             if values is not None and not problems:
-                others = frame[table.others]
-                yield (
-                    [[cell_text(value) for value in row] for row in others.itertuples(index=False)],
-                    values,
-                )
+                # Not itertuples: before pandas 2.1 it gives no rows where there are no other columns
+                others = frame[table.others].to_numpy(dtype=object).tolist()
+                yield [[cell_text(value) for value in row] for row in others], values
             first += len(frame)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(

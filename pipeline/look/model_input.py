@@ -184,7 +184,9 @@ def draw_views(path: Path, views: Sequence[Views]) -> None:
                 }
                 all_axes[row, 0].add_patch(Rectangle(**place, edgecolor="white", linewidth=3))
                 all_axes[row, 0].add_patch(Rectangle(**place, edgecolor=colour, linewidth=1.6))
-                axes.spines[:].set(visible=True, color=colour, linewidth=2.5)
+                axes.spines[:].set_visible(True)
+                axes.spines[:].set_color(colour)
+                axes.spines[:].set_linewidth(2.5)
         save(canvas, path)
 
 
