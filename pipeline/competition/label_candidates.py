@@ -12,10 +12,13 @@ from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, 
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
 from pipeline.competition.long_tables import made_wide, one_row_each
+from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError
 
+# In the name of an id column: its folders are what was photographed or scanned, no classes.
+SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
 COVERS = 0.25  # share of the training images that a table must name if its own name has no role
 
 
@@ -140,9 +143,35 @@ def _tells_folders_apart(found: Found, choice: Choice) -> bool:
     if choice.strength >= SURE:
         return True
     values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
-    return (
-        "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
-    )
+    about_train = "train" in found.name.lower() or _names_subjects(found)
+    return about_train and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+
+
+def _names_subjects(found: Found) -> bool:
+    return any(word.startswith(SUBJECTS) for word in words_of(found.id_column))
+
+
+def labels_of_folders(
+    looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
+) -> tuple[Found, Choice] | None:
+    """Return a table whose ids are folders of images, with the columns that may be their labels; None without
+    one.
+
+    Such folders (series, patients) are no classes. A table that describes classes has no role, ids of
+    classes, or another value in each row.
+    """
+    for found in (entry.found for entry in looked_up):
+        if found.match.style is not FOLDERS or not (found.source.role == "train" or _names_subjects(found)):
+            continue
+        choice = choose_labels(found.table, found.id_column, found.match, index, wanted, None)
+        names = choice.names or choice.candidates
+        if names := tuple(name for name in names if _tells_rows(found, name)):
+            return found, Choice((), 0, names)
+    return None
+
+
+def _tells_rows(found: Found, name: str) -> bool:
+    return 1 < len(set(found.table.column(name))) < len(found.table.cells)
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -21,6 +21,7 @@ from pipeline.competition.label_candidates import (
     best_of,
     find_candidates,
     id_column_for,
+    labels_of_folders,
     look_up,
 )
 from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
@@ -88,6 +89,10 @@ def read_labelled(
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         _refuse_unlinked_labels(classes, looked_up, index, wanted)
+        if of_folders := labels_of_folders(looked_up, index, wanted):
+            found, choice = of_folders
+            advice = _columns_advice(found, wanted) + _folders_advice(classes, found)
+            raise unclear(found.table, choice, advice)
         labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
         labelled, best = from_names(folder, in_names), None
@@ -130,10 +135,23 @@ def _refuse_weaker_folders(
     for entry in about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
         if choice.candidates or choice.names:
-            advice = (
-                f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
-            )
+            advice = _folders_advice(classes, entry)
             raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
+
+
+def _columns_advice(found: Found, wanted: Wanted) -> str:
+    """Return the end of an error where nothing says that several columns are the labels: how to say it."""
+    if wanted.columns:
+        return ""
+    return (
+        f" (one); if there are several, add sample_submission.csv with a header ({found.id_column} and the "
+        "columns of labels) and a row of the id and numbers such as 0.5"
+    )
+
+
+def _folders_advice(classes: ClassFolders, found: Found) -> str:
+    """Return the end of an error: the command that takes the class folders and not this table."""
+    return f"; to take the folders in {classes.where} as classes: {mv_command(found.source.table.path)}"
 
 
 def _refuse_unlinked_labels(
@@ -209,10 +227,7 @@ def _from_table(
         raise best.trouble
     if not best.choice.names:
         table = best.found.table
-        advice = ""
-        if classes.plausible:
-            advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}"
-        raise unclear(table, best.choice, advice)
+        raise unclear(table, best.choice, _folders_advice(classes, best.found) if classes.plausible else "")
     found = (
         best.found
         if len(best.choice.names) > 1 or best.parts

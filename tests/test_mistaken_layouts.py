@@ -1,0 +1,45 @@
+"""Layouts that could be taken for another one: what was read wrongly once, and its neighbours."""
+
+import pytest
+from test_layouts import labels, refusal, touch, write
+
+from pipeline.competition.layout import read_layout
+from pipeline.targets.evidence import Asked
+
+
+def studies(root, column, table="train", cells="61,M,0,1", header="age,sex,left,right", names="1234"):
+    """A folder of two slices for each study in `series/`, and a table of the studies."""
+    files = [f"series/s{name}/{slice_}.png" for name in names for slice_ in "ab"]
+    rows = "".join(f"s{name},{cells.replace('0', str(int(name) % 2))}\n" for name in names)
+    return write(touch(root, *files), **{table: f"{column},{header}\n{rows}"})
+
+
+@pytest.mark.parametrize(
+    ("column", "table"), [("SeriesInstanceUID", "train"), ("name", "train"), ("patient_id", "metadata")]
+)
+def test_folders_that_a_table_describes_are_no_classes(tmp_path, column, table):
+    studies(tmp_path, column, table)
+    text = refusal(tmp_path, need="train")
+    assert f"{table}.csv" in text and "'left'" in text and "data.label_column" in text
+    assert "sample_submission.csv" in text  # the way to say that several columns are the labels
+    assert f"/.{table}.csv" in text  # the command that takes the folders
+    competition = read_layout(
+        tmp_path, need="train", label_column="left", asked=Asked(metric="roc_auc"), id_column=column
+    )
+    assert len(competition.train) == 8 and labels(competition) == {f"s{n}": str(n % 2) for n in range(1, 5)}
+    row = f"{column},left,right\nany,0.5,0.5\n"
+    write(tmp_path, sample_submission=row)
+    competition = read_layout(tmp_path, need="train", asked=Asked(metric="roc_auc"))
+    assert competition.target.names == ("left", "right") and len(competition.train) == 8
+
+
+def test_a_label_column_of_folders_of_patients_is_taken(tmp_path):
+    studies(tmp_path, "patient_id", "metadata", "0", "label")
+    competition = read_layout(tmp_path, need="train", asked=Asked(metric="accuracy"))
+    assert labels(competition) == {"s1": "1", "s2": "0", "s3": "1", "s4": "0"}
+
+
+@pytest.mark.parametrize("column", ["id", "folder", "class_name"])
+def test_a_table_about_classes_leaves_their_folders_classes(tmp_path, column):
+    studies(tmp_path, column, "class_info", "mammal,0", "kingdom,count")
+    assert read_layout(tmp_path, need="train").target.names == ("s1", "s2", "s3", "s4")
