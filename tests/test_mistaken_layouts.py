@@ -1,7 +1,7 @@
 """Layouts that could be taken for another one: what was read wrongly once, and its neighbours."""
 
 import pytest
-from test_layouts import labels, refusal, touch, write
+from test_layouts import labels, refusal, said, touch, write
 
 from pipeline.competition.layout import read_layout
 from pipeline.targets.evidence import Asked
@@ -43,3 +43,28 @@ def test_a_label_column_of_folders_of_patients_is_taken(tmp_path):
 def test_a_table_about_classes_leaves_their_folders_classes(tmp_path, column):
     studies(tmp_path, column, "class_info", "mammal,0", "kingdom,count")
     assert read_layout(tmp_path, need="train").target.names == ("s1", "s2", "s3", "s4")
+
+
+def test_a_trait_of_a_patient_is_no_group(tmp_path):
+    names = [str(number) for number in range(8)]
+    rows = "".join(
+        f"{name},p{int(name) // 2},{30 + int(name) // 2},{'ab'[int(name) % 2]}\n" for name in names
+    )
+    write(
+        touch(tmp_path, *(f"train/{name}.jpg" for name in names)),
+        train="image,person,patient_age,label\n" + rows,
+    )
+    text = said(read_layout(tmp_path, need="train"))
+    assert "data.group_column=person" in text and "patient_age" not in text
+
+
+def test_the_column_of_ids_with_several_images_is_a_group_however_it_is_written(tmp_path):
+    shown = {"train": "0123456789", "test": "uvwx"}
+    touch(tmp_path, *(f"{part}/{name}.jpg" for part, names in shown.items() for name in names))
+    seen = "".join(f"{name}.jpg,o{int(name) // 2},{'ab'[int(name) // 2 % 2]}\n" for name in shown["train"])
+    write(tmp_path, train="file,observationID,label\n" + seen)
+    write(tmp_path, test="file,observationID\nu.jpg,p\nv.jpg,p\nw.jpg,q\nx.jpg,q\n")
+    write(tmp_path, sample_submission="observationId,label\np,a\nq,a\n")
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.test] == ["p", "p", "q", "q"]
+    assert "data.group_column=observationID" in said(competition)
