@@ -68,3 +68,24 @@ def test_the_column_of_ids_with_several_images_is_a_group_however_it_is_written(
     competition = read_layout(tmp_path)
     assert [row.id for row in competition.test] == ["p", "p", "q", "q"]
     assert "data.group_column=observationID" in said(competition)
+
+
+def forged(root, masks, column="annotation"):
+    """Images in the folders authentic and forged, masks of some, and a sample that holds a folder's name."""
+    touch(root, *(f"train_images/{kind}/{kind[0]}{n}.png" for kind in ("authentic", "forged") for n in "12"))
+    touch(root, "test_images/8.png", "test_images/9.png", *masks)
+    return write(root, sample_submission=f"case_id,{column}\n8,authentic\n9,authentic\n")
+
+
+@pytest.mark.parametrize("masks", [("train_masks/f1.npy", "train_masks/f2.npy"), ("masks/f1.png",)])
+def test_annotations_beside_masks_are_masks(tmp_path, masks):
+    text = refusal(forged(tmp_path, masks))
+    assert "masks" in text and "'annotation'" in text and masks[0].split("/")[0] in text
+
+
+def test_annotations_without_masks_or_in_a_table_are_labels(tmp_path):
+    assert read_layout(forged(tmp_path / "a", ())).target.names == ("authentic", "forged")
+    root = forged(tmp_path / "b", ("train_masks/f1.npy",))
+    write(root, train="image,annotation\na1,authentic\na2,authentic\nf1,forged\nf2,forged\n")
+    assert read_layout(root).target.names == ("authentic", "forged")
+    assert read_layout(forged(tmp_path / "c", ("train_masks/f1.npy",), "label")).form.kind == "label"

@@ -105,7 +105,7 @@ def read_layout(
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
     if sample and sample_id and asked.kind is None and known is None:
-        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""))
+        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""), folder.scans)
         shown = test_index if test_index.images else ImageIndex(folder, folder.of_part("train", "val", ""))
         refuse_other_rows(sample, sample_id, wanted, sources, shown)
         if not (asked.metric and find_metric(asked.metric).needs == "numbers"):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.label_columns import Wanted
+from pipeline.competition.parts import words_of
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
 from pipeline.tables import Table, are_whole_numbers, numbers_the_rows
@@ -41,9 +42,14 @@ ASKED_BY_NAME = {
 }
 
 
-def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted, tables: Sequence[Source]) -> None:
+MASKS_OR_LABELS = ("annotation", "annotations")  # column names; of masks if the folder has such
+
+
+def refuse_other_tasks(
+    sample: Source, id_column: str, wanted: Wanted, tables: Sequence[Source], folders: Iterable[str] = ()
+) -> None:
     """Check that a sample submission asks for classes, labels or numbers of whole images. `tables`: of
-    training images.
+    training images. `folders`: names of the folders beside them.
 
     Raises:
         UserError: it asks for masks, boxes or similar images; the message gives the evidence.
@@ -53,6 +59,11 @@ def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted, tables: S
         if plain_name(column) in ASKED_BY_NAME and not _is_class(column, sample, wanted, tables):
             raise _refusal(sample, ASKED_BY_NAME[plain_name(column)], f"its column is called {column!r}")
     known = {column for source in tables for column in source.table.columns}
+    masks = [name for name in folders if any(word.startswith("mask") for word in words_of(name))]
+    for column in wanted.columns if masks else ():
+        if plain_name(column) in MASKS_OR_LABELS and column not in known:
+            why = f"its column is called {column!r}, which no training table has, and {masks[0]}/ holds masks"
+            raise _refusal(sample, MASKS, why)
     certain = [name for name in wanted.columns if plain_name(name) in CERTAINTIES and name not in known]
     if certain and len(wanted.columns) == 2:
         raise _refusal(sample, CERTAIN, f"its columns are {listed(map(repr, wanted.columns))}")
