@@ -89,3 +89,15 @@ def test_annotations_without_masks_or_in_a_table_are_labels(tmp_path):
     write(root, train="image,annotation\na1,authentic\na2,authentic\nf1,forged\nf2,forged\n")
     assert read_layout(root).target.names == ("authentic", "forged")
     assert read_layout(forged(tmp_path / "c", ("train_masks/f1.npy",), "label")).form.kind == "label"
+
+
+@pytest.mark.parametrize("form", ["{image}_{step}_I", "{image}-I-{step}", "{image}_{step}_{step}"])
+def test_many_values_of_an_image_are_refused_as_such(tmp_path, form):
+    write(
+        touch(tmp_path, *(f"train/{n}.png" for n in "12"), "test/8.png", "test/9.png"),
+        train="id,fs\n1,5\n2,6\n",
+    )
+    ids = [form.format(image=image, step=step) for image in "89" for step in range(64)]
+    write(tmp_path, sample_submission="id,value\n" + "".join(f"{text},0.0\n" for text in ids))
+    text = refusal(tmp_path)
+    assert ids[0] in text and "64 rows" in text and "not supported" in text

@@ -27,6 +27,7 @@ RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box 
 CERTAIN = "an answer and how certain it is"
 DISTRIBUTION = "a distribution over many values of a number, not the number"
 PIXELS = "a value for each pixel (the answer is an image: segmentation, denoising)"
+STEPS = "many values for each image (of a signal or of points in it)"
 PAIRS = "answers about two images at once (pairs)"
 MIXED = "answers about images and about other things in one file"
 CERTAINTIES = ("confidence", "sigma", "std", "uncertainty")
@@ -125,7 +126,7 @@ def refuse_other_rows(
     tables = sources.of_role("train", "")
     names = [name for source in tables for name in wanted.suffixed(source.table.columns)]
     # Not the id column: few values, such as 1, may equal names of images and be taken for ids
-    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], names, index)
+    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], names, tables, index)
     ids = sample.table.column(id_column)[:LOOKED_AT]
     for source in sources.found:
         is_other = source.role != "train" and source.name != sample.name
@@ -136,15 +137,26 @@ def refuse_other_rows(
     _refuse_mixed(sample, ids, names, sources, index)
 
 
-def _refuse_pixels(sample: Source, ids: Sequence[str], names: Sequence[str], index: ImageIndex) -> None:
-    """Refuse ids that end in row and column of an image, and are neither tiles nor labels of it (`names`)."""
-    places = [re.fullmatch(r"(.+)[_-]\d+[_-]\d+", row_id) for row_id in ids]
+def _refuse_pixels(
+    sample: Source, ids: Sequence[str], names: Sequence[str], tables: Sequence[Source], index: ImageIndex
+) -> None:
+    """Refuse ids that begin with an image and end in a number and another part: row and column, step and lead.
+
+    Not if such an ending is a label: one of `names`, or a value in `tables`.
+    """
+    places = [re.fullmatch(r"(.+)[_-](\d+[_-][^_-]+|[^_-]+[_-]\d+)", row_id) for row_id in ids]
     image, rows = Counter(place[1] if place else "" for place in places).most_common(1)[0]
     if not all(places) or rows < FEWEST_PIXELS or all(_without_ending(row_id, names) for row_id in ids):
         return
+    ending = ids[0].removeprefix(places[0][1])[1:] if places[0] else ""
+    if any(ending in source.table.column(name) for source in tables for name in source.table.columns):
+        return
     if index.match([image]).num_found and not index.match(ids).num_found:
-        why = f"its ids end in row and column, such as {ids[0]!r}, with {rows:,} rows or more of {image!r}"
-        raise _refusal(sample, PIXELS, why)
+        many = f"with {rows:,} rows or more of {image!r}"
+        if re.fullmatch(r"\d+[_-]\d+", ending):
+            why = f"its ids end in row and column, such as {ids[0]!r}, {many}"
+            raise _refusal(sample, PIXELS, why)
+        raise _refusal(sample, STEPS, f"its ids end in numbers, such as {ids[0]!r}, {many}")
 
 
 def _refuse_mixed(
