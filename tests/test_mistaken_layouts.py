@@ -101,3 +101,25 @@ def test_many_values_of_an_image_are_refused_as_such(tmp_path, form):
     write(tmp_path, sample_submission="id,value\n" + "".join(f"{text},0.0\n" for text in ids))
     text = refusal(tmp_path)
     assert ids[0] in text and "64 rows" in text and "not supported" in text
+
+
+@pytest.mark.parametrize("name", ["kind_{}", "{}", "kind {}"])
+@pytest.mark.parametrize("metric", [None, "log_loss"])
+def test_a_row_for_each_class_where_training_has_one_column(tmp_path, name, metric):
+    images, classes = [str(number) for number in range(1, 129)], [name.format(kind) for kind in range(64)]
+    touch(tmp_path, *(f"train/{image}.png" for image in images), "test/800.png", "test/900.png")
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{classes[int(n) % 64]}\n" for n in images))
+    rows = "".join(f"{image}_{kind},0.5\n" for image in ("800", "900") for kind in classes)
+    write(tmp_path, sample_submission="id,value\n" + rows)
+    competition = read_layout(tmp_path, asked=Asked(metric=metric))
+    assert competition.form.kind == "rows" and competition.metric == "log_loss"
+    assert competition.target.kind == "multiclass" and competition.target.names == tuple(classes)
+
+
+def test_rows_of_classes_do_not_outdo_a_flag(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(1, 7)), "test/80.png", "test/90.png")
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{n % 3 + 1}\n" for n in range(1, 7)))
+    rows = "".join(f"{image}_{kind},0.5\n" for image in (80, 90) for kind in (1, 2, 3))
+    write(tmp_path, sample_submission="id,value\n" + rows)
+    assert read_layout(tmp_path).target.kind == "multiclass"
+    assert read_layout(tmp_path, asked=Asked(kind="ordinal")).target.kind == "ordinal"

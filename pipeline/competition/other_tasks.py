@@ -140,7 +140,7 @@ def refuse_other_rows(
 def _refuse_pixels(
     sample: Source, ids: Sequence[str], names: Sequence[str], tables: Sequence[Source], index: ImageIndex
 ) -> None:
-    """Refuse ids that begin with an image and end in a number and another part: row and column, step and lead.
+    """Refuse ids that begin with an image and end in a number and another part: row, column or step, lead.
 
     Not if such an ending is a label: one of `names`, or a value in `tables`.
     """
