@@ -351,3 +351,11 @@ def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
         if len(set(ids)) == len(ids):
             return ids, style.says
     return list(images), "paths in the data folder"
+
+
+def link_advice(id_column: str) -> str:
+    """Return how to tell which images an id has where no column of the tables does."""
+    return (
+        f"if no column names images, add images.csv with the columns {id_column},image and a row for each "
+        "image: its path in the data folder"
+    )

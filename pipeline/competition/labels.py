@@ -13,7 +13,7 @@ from pipeline.competition.class_folders import (
     from_names,
 )
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
-from pipeline.competition.ids import LINKED, ImageIndex
+from pipeline.competition.ids import LINKED, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     Candidate,
     LookedUp,
@@ -170,7 +170,7 @@ def _refuse_unlinked_labels(
                 f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
                 f"{quoted(sorted(labels)[:3])}, but no id leads to an image: ids look like {quoted(ids[:3])} "
                 f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
-                f"{quoted(index.images[:3])}; {_link_advice(found.id_column)}. The "
+                f"{quoted(index.images[:3])}; {link_advice(found.id_column)}. The "
                 f"folders in {classes.where} have other names ({quoted(list(classes.groups)[:3])}); if they "
                 f"are the classes: {mv_command(table.path)}"
             )
@@ -289,7 +289,7 @@ def _nothing_usable(
         what = f"image for any of the {counted(len(table.cells), 'id')} in {about[0].name}, column {name!r}"
         look_like = f"ids look like {quoted(table.column(name)[:3])}, images like {quoted(index.images[:3])}"
         return absent(
-            folder, what, f"{look_like}; --set data.id_column=NAME names another column; {_link_advice(name)}"
+            folder, what, f"{look_like}; --set data.id_column=NAME names another column; {link_advice(name)}"
         )
     if len(groups) > 1 and classes.base and loose:
         base, beside = folder.root / classes.base, counted(len(loose), "image")
@@ -315,12 +315,4 @@ def _nothing_usable(
         what,
         "expected train/<class>/*.jpg (two classes or more), or train.csv or labels.csv (id, label) with a "
         f"folder of images{trouble}",
-    )
-
-
-def _link_advice(id_column: str) -> str:
-    """Return how to tell which images an id has where no column of the tables does."""
-    return (
-        f"if no column names images, add images.csv with the columns {id_column},image and a row for each "
-        "image: its path in the data folder"
     )

@@ -18,7 +18,7 @@ from pipeline.competition.folders import (
     plain_name,
 )
 from pipeline.competition.id_columns import find_ids, without_id_name
-from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
+from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import other_spellings
@@ -336,6 +336,7 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
     ids = table.column(resolved.id_column)
     if resolved.match:
         advice = f"images look like {quoted(index.images[:2])}{_empty_files(ids, resolved, index)}"
+        advice += "" if resolved.num_found else f"; {link_advice(resolved.id_column)}"
         problems = resolved.match.problems(ids, table.lines, index, advice)
         rows: dict[str, list[int]] = {}
         for line, images in zip(table.lines, resolved.images, strict=True):
