@@ -10,7 +10,7 @@ from pipeline.competition.folders import plain_name
 from pipeline.competition.id_columns import column_called, is_id_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
-from pipeline.competition.spelling import parts_of
+from pipeline.competition.spelling import as_whole, parts_of
 from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
@@ -185,7 +185,8 @@ def choose_labels(
         if len(binary) > 1 and not rest:
             return Choice(tuple(binary), LIKELY)
         related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
-        for found in (related, _holding(table, others, wanted)):
+        singular = [name for name in related if any(_is_plural(column, name) for column in wanted.columns)]
+        for found in (singular, related, _holding(table, others, wanted)):
             if len(found) == 1:
                 return Choice((found[0],), LIKELY)
     candidates = named or _not_ids(table, match, index, others)
@@ -244,6 +245,10 @@ def _related(name: str, column: str) -> bool:
     return len(one) > 3 and one in other
 
 
+def _is_plural(name: str, of: str) -> bool:
+    return plain_name(name) == plain_name(of) + "s"
+
+
 def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
     """Return the columns that hold the sample submission's values, or most of the labels in its cells."""
     telling = {value for value in wanted.values if not is_number(value)}
@@ -251,7 +256,8 @@ def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
     if whole := [name for name in cells if telling <= cells[name]]:
         return whole
     parts = {part for value in telling for part in value.split()}
-    return [name for name in cells if len(parts & cells[name]) * 2 >= len(parts)]
+    written = {name: values | set(map(as_whole, values)) for name, values in cells.items()}
+    return [name for name in cells if len(parts & written[name]) * 2 >= len(parts)]
 
 
 def _holding_sets(table: Table, others: Sequence[str], names: set[str]) -> list[str]:
