@@ -123,3 +123,61 @@ def test_rows_of_classes_do_not_outdo_a_flag(tmp_path):
     write(tmp_path, sample_submission="id,value\n" + rows)
     assert read_layout(tmp_path).target.kind == "multiclass"
     assert read_layout(tmp_path, asked=Asked(kind="ordinal")).target.kind == "ordinal"
+
+
+def test_test_ids_that_no_column_leads_to_images_get_the_table_that_does(tmp_path):
+    touch(tmp_path, *(f"train/{n}_{n}7.png" for n in "1234"), "test/5_17.png", "test/6_18.png")
+    write(tmp_path, labels="path,label\n" + "".join(f"{n}_{n}7.png,{'ab'[int(n) % 2]}\n" for n in "1234"))
+    write(tmp_path, sample_submission="part_id,name\n17,a\n18,a\n")
+    text = refusal(tmp_path)
+    assert "images.csv" in text and "part_id,image" in text
+    write(tmp_path, images="part_id,image\n18,test/6_18.png\n17,test/5_17.png\n")
+    assert [row.path.name for row in read_layout(tmp_path).test] == ["5_17.png", "6_18.png"]
+
+
+def species(root, labels, cell, header="year,speciesId,surveyId"):
+    """Surveys 0 to 9 of an image each with a row for each species (every other one has two)."""
+    touch(root, *(f"train/{number}0.tif" for number in range(10)), "test/800.tif", "test/900.tif")
+    rows = [(labels[number % 2], f"{number}0") for number in range(10)]
+    rows += [(labels[2], f"{number}0") for number in range(0, 10, 3)]
+    write(root, train_species=f"{header}\n" + "".join(f"2021,{label},{row_id}\n" for label, row_id in rows))
+    return write(root, SAMPLE_SUBMISSION=f"surveyId,predictions\n800,{cell}\n900,{cell}\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "cell"),
+    [(("5.0", "7.0", "11.0"), "5 7 11"), (("5", "7", "11"), "3 5 7 11"), (("a", "b", "c"), "a c")],
+)
+def test_a_row_for_each_label_is_read_however_numbers_are_written(tmp_path, written, cell):
+    competition = read_layout(species(tmp_path, written, cell))
+    names = tuple(label.removesuffix(".0") for label in written)
+    assert competition.target.kind == "multilabel" and competition.target.names == names
+    assert labels(competition)["60"].split() == [names[0], names[2]] and labels(competition)["10"] == names[1]
+    assert competition.form.separator == " "
+
+
+def test_guesses_at_one_label_are_not_joined(tmp_path):
+    root = species(tmp_path, ("a", "b", "c"), "a b c")
+    rows = "".join(f"2021,{'abc'[number % 3]},{number}0\n" for number in range(10))
+    write(root, train_species="year,speciesId,surveyId\n" + rows)
+    assert read_layout(root).form.kind == "ranked"
+
+
+def test_the_column_that_the_sample_names_in_the_plural_is_the_label(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in "1234"), "test/8.png", "test/9.png")
+    rows = "".join(f"{n}.png,{n},Acer {n % 2},g\n" for n in (1, 2, 3, 4))
+    write(
+        tmp_path,
+        train="image,species_id,species,genus\n"
+        + rows.replace("3,Acer", "1,Acer").replace("4,Acer", "2,Acer"),
+    )
+    write(tmp_path, sample_submission="image,species_ids\n8.png,1\n9.png,2\n")
+    assert labels(read_layout(tmp_path)) == {"1.png": "1", "2.png": "2", "3.png": "1", "4.png": "2"}
+
+
+@pytest.mark.parametrize("cell", ['"[1, 2]"', "[1]", "[]"])
+def test_lists_that_only_the_sample_holds_are_refused(tmp_path, cell):
+    touch(tmp_path, *(f"train/{n}.png" for n in "1234"), "test/8.png", "test/9.png")
+    write(tmp_path, train="image,label\n1.png,1\n2.png,2\n3.png,1\n4.png,2\n")
+    write(tmp_path, sample_submission=f"image,labels\n8.png,{cell}\n9.png,{cell}\n")
+    assert cell.strip('"') in (text := refusal(tmp_path)) and "list" in text

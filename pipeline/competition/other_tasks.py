@@ -28,6 +28,7 @@ CERTAIN = "an answer and how certain it is"
 DISTRIBUTION = "a distribution over many values of a number, not the number"
 PIXELS = "a value for each pixel (the answer is an image: segmentation, denoising)"
 STEPS = "many values for each image (of a signal or of points in it)"
+LISTS = "a list of labels in each cell, which is not written here"
 PAIRS = "answers about two images at once (pairs)"
 MIXED = "answers about images and about other things in one file"
 CERTAINTIES = ("confidence", "sigma", "std", "uncertainty")
@@ -74,6 +75,8 @@ def refuse_other_tasks(
     cells = [cell.strip() for cell in table.column(column)[:LOOKED_AT]]
     if first := next((cell for cell in cells if _numbers_beside(cell)), None):
         raise _refusal(sample, RANKED_WITH_CONFIDENCE, f"{column!r} holds {first!r}")
+    if _only_asked_as_lists(cells, tables):
+        raise _refusal(sample, LISTS, f"{column!r} holds {cells[0]!r}, and no training table holds lists")
     if _names_rows(table, id_column, cells):
         raise _refusal(sample, ALIKE, f"{column!r} holds ids of the rows themselves, such as {cells[0]!r}")
 
@@ -245,6 +248,18 @@ def _numbers_beside(cell: str) -> bool:
     return len(set(numbers)) < len(numbers) or (
         any("." in part for part in numbers) and any("." not in part for part in parts)
     )
+
+
+def _only_asked_as_lists(cells: Sequence[str], tables: Sequence[Source]) -> bool:
+    """Return True if every cell is a list (`[3, 7]`) and no cell of a training table is one."""
+    if not all(map(_is_list, cells)):
+        return False
+    trained = (cell for source in tables for row in source.table.cells[:LOOKED_AT] for cell in row)
+    return not any(map(_is_list, trained))
+
+
+def _is_list(cell: str) -> bool:
+    return re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) is not None
 
 
 def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:
