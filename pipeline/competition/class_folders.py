@@ -134,7 +134,7 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     shown = f"{base}/" if base else ""
     kinds = [name for name in names if plain_name(name) in KINDS]
     shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
-    if len(kinds) == len(names) or len(shares) == len(names) or (kinds and not base):
+    if len(kinds) == len(names) or len(shares) == len(names) or ((kinds or len(shares) > 1) and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):

@@ -73,9 +73,9 @@ def id_column_for(id_column: str | None, source: Source, tables: Sequence[Source
     return id_column if source in holders or (not holders and source.role == "train") else None
 
 
-def about_images(looked_up: Sequence[LookedUp], index: ImageIndex) -> list[Found]:
-    """Return the tables whose ids name most training images."""
-    return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
+def about_images(looked_up: Sequence[LookedUp], index: ImageIndex, share: float = 0.5) -> list[Found]:
+    """Return the tables whose ids name more than this share of the training images."""
+    return [entry.found for entry in looked_up if entry.found.match.num_unique > share * len(index.images)]
 
 
 @dataclass(frozen=True)

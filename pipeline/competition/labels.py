@@ -15,6 +15,7 @@ from pipeline.competition.class_folders import (
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
 from pipeline.competition.ids import LINKED, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
+    COVERS,
     Candidate,
     LookedUp,
     about_images,
@@ -304,7 +305,7 @@ def _nothing_usable(
         else "training images with labels"
     )
     trouble = f"; {classes.trouble}" if classes.trouble else ""
-    for found in about_images(looked_up, index):
+    for found in about_images(looked_up, index, COVERS):
         trouble += (
             f"; {found.name} is about these images, but no column has the name of a label (choose one "
             f"with {LABEL_FLAG}): "
