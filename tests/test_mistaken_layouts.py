@@ -181,3 +181,45 @@ def test_lists_that_only_the_sample_holds_are_refused(tmp_path, cell):
     write(tmp_path, train="image,label\n1.png,1\n2.png,2\n3.png,1\n4.png,2\n")
     write(tmp_path, sample_submission=f"image,labels\n8.png,{cell}\n9.png,{cell}\n")
     assert cell.strip('"') in (text := refusal(tmp_path)) and "list" in text
+
+
+def test_parts_of_a_download_beside_other_folders_are_no_classes(tmp_path):
+    touch(
+        tmp_path,
+        *(f"SKIN_images_part_{n % 2 + 1}/s{n}.jpg" for n in range(6)),
+        "tiny_L/0.png",
+        "tiny_RGB/0.png",
+    )
+    rows = "".join(f"l{n},s{n},{'mel' if n % 2 else 'nv'},histo\n" for n in range(6))
+    write(tmp_path, SKIN_metadata="lesion_id,image_id,dx,dx_type\n" + rows)
+    text = refusal(tmp_path, need="train")
+    assert "SKIN_metadata.csv" in text and "'dx'" in text and "data.label_column" in text
+    assert labels(read_layout(tmp_path, need="train", label_column="dx"))["s1"] == "mel"
+
+
+def test_the_table_of_validation_images_is_no_sample_submission(tmp_path):
+    touch(tmp_path, *(f"{part}/{n}.png" for part in ("train", "val", "test") for n in range(4)))
+    write(tmp_path, train="id,label\n0,a\n1,b\n2,a\n3,b\n", val="id,label\n3,a\n2,b\n1,a\n0,b\n")
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.test] == ["0", "1", "2", "3"]
+    assert "val.csv ->" not in said(competition) and "no sample submission" in said(competition)
+
+
+def test_without_a_sample_test_ids_are_what_training_labels_are_about(tmp_path):
+    files = [
+        f"{part}_input/{lesion}/{lesion}{view}.jpg"
+        for part, names in (("train", "abcd"), ("test", "wx"))
+        for lesion in names
+        for view in "12"
+    ]
+    touch(tmp_path, *files)
+    write(tmp_path, train_truth="lesion,MEL,NV\na,1,0\nb,0,1\nc,1,0\nd,0,1\n")
+    write(tmp_path, test_metadata="lesion,view,image\nx,1,x1\nx,2,x2\nw,1,w1\nw,2,w2\n")
+    competition = read_layout(tmp_path)
+    assert [(row.id, row.path.name) for row in competition.test] == [
+        ("x", "x1.jpg"),
+        ("x", "x2.jpg"),
+        ("w", "w1.jpg"),
+        ("w", "w2.jpg"),
+    ]
+    assert competition.form.columns[0] == "lesion" and list(competition.form.ids) == ["x", "w"]

@@ -126,6 +126,7 @@ def read_layout(
         names,
         required=need != "train" and test_images,
         label_column=labelled.evidence.column if labelled.evidence else "",
+        group_column=_group_column(labelled),
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
@@ -326,6 +327,11 @@ def _label_names(
     return evidence.columns or tuple(
         dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split()))
     )
+
+
+def _group_column(labelled: Labelled) -> str:
+    found = labelled.found
+    return found.id_column if found and any(len(images) > 1 for images in labelled.images) else ""
 
 
 def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:

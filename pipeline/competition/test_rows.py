@@ -72,11 +72,12 @@ def find_test_images(
     label_names: Sequence[str] | None,
     required: bool,
     label_column: str = "",
+    group_column: str = "",
 ) -> TestImages:
     """Find the images to predict. `index`: finds images in test folders. `taken`: the labelled images.
 
     `label_names`: all labels (None: unknown). `required`: raise if there are no test images. `label_column`:
-    the name of the labels' column.
+    the name of the labels' column. `group_column`: the column of labelled ids with several images each.
 
     Raises:
         UserError: an id has no image or several, several folders may hold the test images, or there are none
@@ -84,7 +85,7 @@ def find_test_images(
     """
     if sample:
         return _from_sample(folder, sources, sample, index, taken, label_names, required)
-    if listed_there := _from_test_table(folder, sources, index, taken, label_column or "label"):
+    if listed_there := _from_test_table(folder, sources, index, taken, label_column or "label", group_column):
         return listed_there
     dirs = folder.parts.named("test")
     if len(dirs) > 1:
@@ -299,12 +300,17 @@ def _with_other_folders(
 
 
 def _from_test_table(
-    folder: DataFolder, sources: Sources, index: ImageIndex, taken: Collection[str], label_column: str
+    folder: DataFolder,
+    sources: Sources,
+    index: ImageIndex,
+    taken: Collection[str],
+    label_column: str,
+    group_column: str,
 ) -> TestImages | None:
     """Find the images to predict in the only table about the test set whose rows are images (`test.csv`).
 
-    Its ids (a column `id`, else the one that names images), their order and column name are taken. None
-    without such a table, or if several differ.
+    Its ids (`group_column`, a column `id`, else the one that names images), their order and column name are
+    taken. None without such a table, or if several differ.
     """
     shared = ImageIndex(folder, [image for image in folder.of_part("train", "val", "") if image not in taken])
     found: dict[tuple[str, ...], TestImages] = {}
@@ -322,11 +328,18 @@ def _from_test_table(
                 continue
             own = [other for other in table.columns if plain_name(other) == "id"]
             name = own[0] if own and len(set(table.column(own[0]))) == len(table.cells) else name
-            ids = [cell.strip() for cell in table.column(name)]
+            name = group_column if group_column in table.columns else name
+            together: dict[str, tuple[str, ...]] = {}
+            for cell, row in zip(table.column(name), match.images, strict=True):
+                together[cell.strip()] = (*together.get(cell.strip(), ()), *row)
             columns = (name, label_column if label_column != name else "label")
             says = f"ids and order from {source.name}, no sample submission: columns {','.join(columns)}"
-            notes = [f"ids are {match.style.says}"]
-            found[tuple(ids)] = TestImages(ids, match.images, source=says, notes=notes, columns=columns)
+            notes = [
+                f"ids are {match.style.says}" if len(together) == len(table.cells) else "several images each"
+            ]
+            found[tuple(together)] = TestImages(
+                list(together), list(together.values()), source=says, notes=notes, columns=columns
+            )
             break
     return next(iter(found.values())) if len(found) == 1 else None
 
