@@ -223,3 +223,59 @@ def test_without_a_sample_test_ids_are_what_training_labels_are_about(tmp_path):
         ("w", "w2.jpg"),
     ]
     assert competition.form.columns[0] == "lesion" and list(competition.form.ids) == ["x", "w"]
+
+
+@pytest.mark.parametrize(
+    ("image", "masks"),
+    [
+        ("{kind}/{kind} ({n}).png", ("{kind}/{kind} ({n})_mask.png", "{kind}/{kind} ({n})_mask_1.png")),
+        ("{kind}/images/{n}.png", ("{kind}/masks/{n}.png",)),
+        ("{kind}/Images/{n}.jpg", ("{kind}/Mask/{n}.png",)),
+    ],
+)
+def test_masks_beside_the_images_of_a_class_are_left_out(tmp_path, image, masks):
+    cases = [(kind, n) for kind in ("benign", "normal") for n in (1, 2, 3)]
+    touch(tmp_path, *(f"set/{form.format(kind=kind, n=n)}" for form in (image, *masks) for kind, n in cases))
+    competition = read_layout(tmp_path, need="train")
+    assert {str(row.path.relative_to(tmp_path / "set")) for row in competition.train} == {
+        image.format(kind=kind, n=n) for kind, n in cases
+    }
+    assert competition.target.names == ("benign", "normal")
+    assert f"{6 * len(masks)} masks" in said(competition)
+
+
+@pytest.mark.parametrize("names", [("with_mask", "without_mask"), ("mask", "no_mask"), ("mask", "glove")])
+def test_people_with_masks_are_classes(tmp_path, names):
+    touch(tmp_path, *(f"train/{name}/{n}-{name}.png" for name in names for n in (1, 2)))
+    assert len(read_layout(tmp_path, need="train").train) == 4
+
+
+@pytest.mark.parametrize("copy", ["cells", "other"])
+def test_a_copy_of_all_classes_beside_them_is_no_class(tmp_path, copy):
+    touch(
+        tmp_path, *(f"cells/{part}{kind}/{n}.png" for part in ("", f"{copy}/") for kind in "ab" for n in "12")
+    )
+    competition = read_layout(tmp_path, need="train")
+    assert competition.target.names == ("a", "b") and len(competition.train) == 4
+    assert f"{copy}/" in said(competition)
+
+
+def test_versions_of_all_classes_are_no_classes(tmp_path):
+    names = ("color", "grayscale", "segmented")
+    touch(
+        tmp_path,
+        *(f"set/{name}/{kind}/{n}_{name}.jpg" for name in names for kind in ("scab", "rot") for n in "123"),
+    )
+    text = refusal(tmp_path, need="train")
+    assert "'color'" in text and "'rot'" in text
+    for name in names[1:]:
+        (tmp_path / "set" / name).rename(tmp_path / "set" / f".{name}")
+    assert read_layout(tmp_path, need="train").target.names == ("rot", "scab")
+
+
+def test_classes_that_hold_the_same_folders_are_classes(tmp_path):
+    kinds = ("benign", "malignant")
+    touch(
+        tmp_path, *(f"set/{kind}/{zoom}/{n}.jpg" for kind in kinds for zoom in ("40X", "100X") for n in "12")
+    )
+    assert read_layout(tmp_path, need="train").target.names == kinds
