@@ -279,3 +279,15 @@ def test_classes_that_hold_the_same_folders_are_classes(tmp_path):
         tmp_path, *(f"set/{kind}/{zoom}/{n}.jpg" for kind in kinds for zoom in ("40X", "100X") for n in "12")
     )
     assert read_layout(tmp_path, need="train").target.names == kinds
+
+
+@pytest.mark.parametrize("metric", [None, "accuracy"])
+def test_numbers_for_classes_that_are_columns_need_a_table_of_both(tmp_path, metric):
+    touch(tmp_path, *(f"train/{n}.png" for n in "123456"), "test/8.png", "test/9.png")
+    rows = "".join(f"{n},{int(n % 3 == 0)},{int(n % 3 == 1)},{int(n % 3 == 2)}\n" for n in range(1, 7))
+    write(tmp_path, train="id,scab,rust,healthy\n" + rows, sample_submission="id,label\n8,0\n9,0\n")
+    text = refusal(tmp_path, asked=Asked(metric=metric))
+    assert "'scab'" in text and "'0'" in text and "classes.csv" in text and "--target multiclass" in text
+    write(tmp_path, classes="number,name\n0,rust\n1,healthy\n2,scab\n")
+    competition = read_layout(tmp_path, asked=Asked(metric=metric))
+    assert labels(competition) == {"1": "0", "2": "1", "3": "2", "4": "0", "5": "1", "6": "2"}

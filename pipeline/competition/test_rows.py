@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from shlex import quote
 
 from pipeline.competition.folders import (
@@ -153,20 +154,17 @@ def check_classes(
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
     if form is not None and asked.kind != target.kind and _are_lists_of_numbers(sample, target.names):
-        raise UserError(
-            f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
-            f"classes are called {quoted(target.names[:3])}: which number is which class is not known; use "
-            "the numbers as class names (folders 0, 1, ... or the label column of a table), or accept the "
-            f"class names with --target {target.kind}"
-        )
+        raise _number_of_class(sample, target.names, path)
     if form is None or form.kind != "label":
         return []
     known = set(target.names)
     values = Counter(cells[0].strip() for cells in sample.cells)
     unknown = [value for value in values if value and value not in known]
+    right = sum(count for value, count in values.items() if value in known)
     if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in one cell
         return []
-    right = sum(count for value, count in values.items() if value in known)
+    if are_numbers(unknown) and not right and not are_numbers(target.names) and asked.kind != target.kind:
+        raise _number_of_class(sample, target.names, path)
     if are_numbers(target.names) and not are_numbers(unknown) and asked.kind != target.kind:
         raise UserError(
             f"{path}: column {sample.columns[0]!r} holds {quoted(unknown)}, but the classes of the training "
@@ -182,6 +180,16 @@ def check_classes(
             f"data, or accept it with --target {target.kind}"
         )
     return [f"its {what} and taken as placeholders"]
+
+
+def _number_of_class(sample: SampleEvidence, names: Sequence[str], path: Path) -> UserError:
+    return UserError(
+        f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
+        f"classes are called {quoted(names[:3])}: which number is which class is not known; add a table "
+        "with a row for each class, such as classes.csv with the columns number,name; or use the numbers as "
+        "class names (folders 0, 1, ... or the label column of a table); or accept the class names with "
+        "--target multiclass"
+    )
 
 
 def _refuse_other_spelling(sample: Table, column: str, form: SubmissionForm, target: Target) -> None:
