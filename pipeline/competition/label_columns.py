@@ -165,6 +165,8 @@ def choose_labels(
         if len(sure) == 1 and (held := _held_elsewhere(table, sure[0], others, wanted)):
             return Choice((), 0, (sure[0], *held))
         return Choice(tuple(sure), SURE)
+    if spelled := _spelled_otherwise(others, wanted.columns):
+        return Choice(tuple(spelled), SURE, called=wanted.columns)
     if alike := _alike_called(others, wanted.columns):
         return Choice(tuple(alike), SURE, called=wanted.columns)
     named = [name for name in others if plain_name(name) in LABEL_NAMES]
@@ -233,6 +235,13 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
         return same
     found = wanted.suffixed([name for name in others if _is_zero_one(table, name)])
     return found or wanted.suffixed([name for name in others if _is_number_column(table, name)])
+
+
+def _spelled_otherwise(others: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the columns that the sample submission writes in another way (`latitude`, `Latitude`)."""
+    called = {plain_name(name): name for name in others}
+    found = [called.get(plain_name(column), "") for column in wanted]
+    return found if len(wanted) > 1 and all(found) and len(set(found)) == len(found) else []
 
 
 def _is_split(table: Table, name: str) -> bool:
