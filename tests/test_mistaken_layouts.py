@@ -291,3 +291,44 @@ def test_numbers_for_classes_that_are_columns_need_a_table_of_both(tmp_path, met
     write(tmp_path, classes="number,name\n0,rust\n1,healthy\n2,scab\n")
     competition = read_layout(tmp_path, asked=Asked(metric=metric))
     assert labels(competition) == {"1": "0", "2": "1", "3": "2", "4": "0", "5": "1", "6": "2"}
+
+
+def test_columns_of_numbers_that_the_sample_spells_otherwise(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in "1234"), "test/8.png", "test/9.png")
+    rows = "".join(f"{n}.png,{n % 2},3{n}.5,7{n}.5\n" for n in (1, 2, 3, 4))
+    write(tmp_path, train="file,region,latitude,longitude\n" + rows)
+    write(tmp_path, sample_submission="file,Longitude,Latitude\n8.png,0,0\n9.png,0,0\n")
+    competition = read_layout(tmp_path)
+    assert (
+        competition.target.names == ("Longitude", "Latitude") and labels(competition)["2.png"] == "72.5|32.5"
+    )
+
+
+def numbered(root, names, tests, ids, asked, column="id"):
+    touch(root, *(f"train/{name}.png" for name in names), *(f"test/{name}.png" for name in tests))
+    write(root, train=f"{column},label\n" + "".join(f"{row_id},{'ab'[int(row_id) % 2]}\n" for row_id in ids))
+    return write(root, sample_submission=f"{column},label\n" + "".join(f"{row_id},a\n" for row_id in asked))
+
+
+@pytest.mark.parametrize("form", ["train_{}", "Train{:03}", "image ({}"])
+def test_ids_are_the_numbers_behind_a_word_that_all_names_share(tmp_path, form):
+    names = [form.format(n) for n in (2, 10, 1, 0)]
+    tests = [form.lower().replace("train", "test").format(n) for n in (0, 2, 1)]
+    competition = read_layout(numbered(tmp_path, names, tests, (0, 1, 2, 10), (2, 0, 1)))
+    assert [row.path.stem for row in competition.test] == [tests[1], tests[0], tests[2]]
+    found = {row.path.stem: row.label for row in competition.train}
+    assert found == {names[0]: "a", names[1]: "a", names[2]: "b", names[3]: "a"}
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "column"),
+    [
+        (("t_1", "t_2", "t_3", "t_4"), (0, 1, 2, 3), "id"),  # the rows may be numbered from 0
+        (("t_1", "t_2", "u_3", "u_4"), (1, 2, 3, 4), "id"),  # t and u may be sets with other numbers
+        (("t_1_1", "t_1_2", "t_2_1", "t_2_2"), (1, 2, 3, 4), "id"),
+        (("t_1", "t_2", "t_3", "t_4"), (1, 2, 3, 4), "patient"),
+    ],
+)
+def test_numbers_behind_words_are_no_ids_where_they_may_count_something_else(tmp_path, names, ids, column):
+    text = refusal(numbered(tmp_path, names, ("8", "9"), ids, (8, 9), column))
+    assert "no image for any of the 4 ids" in text and f"{column},image" in text

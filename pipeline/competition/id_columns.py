@@ -75,6 +75,7 @@ def find_ids(
     if not match.num_found and is_id_name(best[0]):
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
+        match = match if match.num_found else index.match_endings(table.column(best[0]))
     return best[0], match
 
 
