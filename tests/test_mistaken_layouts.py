@@ -332,3 +332,26 @@ def test_ids_are_the_numbers_behind_a_word_that_all_names_share(tmp_path, form):
 def test_numbers_behind_words_are_no_ids_where_they_may_count_something_else(tmp_path, names, ids, column):
     text = refusal(numbered(tmp_path, names, ("8", "9"), ids, (8, 9), column))
     assert "no image for any of the 4 ids" in text and f"{column},image" in text
+
+
+def test_a_table_whose_ids_find_no_image_is_named_where_nothing_holds_labels(tmp_path):
+    images = [(suite, code) for suite in (1, 2, 3) for code in (1, 2)]
+    touch(tmp_path, *(f"data/input_{suite}_1_{code}.jpg" for suite, code in images))
+    rows = [f"{suite},{code},{code - 1}" for suite, code in images]
+    write(tmp_path, signs="suite_id,code,value\n" + "\n".join(rows) + "\n")
+    text = refusal(tmp_path, need="train")
+    assert "signs.csv" in text and "input_1_1_1.jpg" in text and "column image" in text
+    paths = [
+        f"{row},data/input_{suite}_1_{code}.jpg" for row, (suite, code) in zip(rows, images, strict=True)
+    ]
+    write(tmp_path, signs="suite_id,code,value,image\n" + "\n".join(paths) + "\n")
+    competition = read_layout(tmp_path, need="train", label_column="value")
+    assert all(row.path.stem[-1] == str(int(row.label) + 1) for row in competition.train)
+
+
+def test_numbers_of_images_are_no_labels_of_folders(tmp_path):
+    people = {"Ann": 2, "Bo": 3, "Cy": 2}
+    touch(tmp_path, *(f"faces/{name}/{name}_{n}.jpg" for name, count in people.items() for n in range(count)))
+    rows = "".join(f"{name},{count}\n" for name, count in people.items())
+    write(tmp_path, peopleTrain="name,images\n" + rows, people="name,images\n" + rows)
+    assert read_layout(tmp_path, need="train").target.names == ("Ann", "Bo", "Cy")

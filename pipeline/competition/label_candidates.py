@@ -127,6 +127,8 @@ def find_candidates(
             continue
         given = label_column if entry in holders or (not holders and trained) else None
         choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
+        if found.match.style is FOLDERS and len(choice.names) == 1 and _counts_images(found, choice.names[0]):
+            continue
         if classes.plausible and found.match.style is FOLDERS and not _tells_folders_apart(found, choice):
             continue
         # A table without the role "train" counts only with a clear label column, or if there is nothing else.
@@ -145,6 +147,12 @@ def _tells_folders_apart(found: Found, choice: Choice) -> bool:
     values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
     about_train = "train" in found.name.lower() or _names_subjects(found)
     return about_train and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+
+
+def _counts_images(found: Found, name: str) -> bool:
+    """Return True for a column with the number of images in each folder."""
+    cells = zip(found.table.column(name), found.match.images, strict=True)
+    return all(cell.strip() == str(len(images)) for cell, images in cells if images)
 
 
 def _names_subjects(found: Found) -> bool:
@@ -171,7 +179,8 @@ def labels_of_folders(
 
 
 def _tells_rows(found: Found, name: str) -> bool:
-    return 1 < len(set(found.table.column(name))) < len(found.table.cells)
+    several = 1 < len(set(found.table.column(name))) < len(found.table.cells)
+    return several and not _counts_images(found, name)
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -285,13 +285,17 @@ def _nothing_usable(
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
     about = [entry.found for entry in looked_up if entry.found.source.role == "train"]
-    if about and index.images:
+    if not about:  # a table that could have a row for each image
+        rows = [entry.found for entry in looked_up if len(entry.found.table.cells) * 2 > len(index.images)]
+        about = [found for found in rows if not found.match.num_found and not found.source.is_json]
+    if about and index.images and not classes.trouble:
         table, name = about[0].table, about[0].id_column
         what = f"image for any of the {counted(len(table.cells), 'id')} in {about[0].name}, column {name!r}"
         look_like = f"ids look like {quoted(table.column(name)[:3])}, images like {quoted(index.images[:3])}"
-        return absent(
-            folder, what, f"{look_like}; --set data.id_column=NAME names another column; {link_advice(name)}"
-        )
+        advice = f"add a column image to {about[0].name}: the path of each row's image in the data folder"
+        if len(set(table.column(name))) == len(table.cells):
+            advice = link_advice(name)
+        return absent(folder, what, f"{look_like}; --set data.id_column=NAME names another column; {advice}")
     if len(groups) > 1 and classes.base and loose:
         base, beside = folder.root / classes.base, counted(len(loose), "image")
         return UserError(
