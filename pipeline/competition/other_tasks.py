@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
-from pipeline.competition.label_columns import Wanted
+from pipeline.competition.label_columns import Wanted, is_number
 from pipeline.competition.parts import words_of
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
@@ -69,6 +69,11 @@ def refuse_other_tasks(
     certain = [name for name in wanted.columns if plain_name(name) in CERTAINTIES and name not in known]
     if certain and len(wanted.columns) == 2:
         raise _refusal(sample, CERTAIN, f"its columns are {listed(map(repr, wanted.columns))}")
+    if {"x", "y"} <= set(map(plain_name, wanted.columns)):
+        for column in wanted.columns:
+            if text := next((cell for cell in table.column(column)[:LOOKED_AT] if not is_number(cell)), ""):
+                why = f"its columns are {listed(map(repr, wanted.columns))}, and {column!r} holds {text!r}"
+                raise _refusal(sample, BOXES, why)
     if len(wanted.columns) != 1:
         return
     column = wanted.columns[0]
