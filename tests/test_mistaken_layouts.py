@@ -355,3 +355,29 @@ def test_numbers_of_images_are_no_labels_of_folders(tmp_path):
     rows = "".join(f"{name},{count}\n" for name, count in people.items())
     write(tmp_path, peopleTrain="name,images\n" + rows, people="name,images\n" + rows)
     assert read_layout(tmp_path, need="train").target.names == ("Ann", "Bo", "Cy")
+
+
+def test_several_numbers_in_a_cell_are_guesses_where_classes_are_other_numbers(tmp_path):
+    touch(
+        tmp_path,
+        *(f"train/{name}/{n}.jpg" for name in ("812", "97") for n in "12"),
+        "test/8.jpg",
+        "test/9.jpg",
+    )
+    write(tmp_path, sample_submission="image_id,hotel_id\n8.jpg,0 1 2\n9.jpg,0 1 2\n")
+    text = refusal(tmp_path)
+    assert "'0 1 2'" in text and "map_at_3" in text and "--target multiclass" in text
+    assert read_layout(tmp_path, asked=Asked(metric="map_at_3")).form.kind == "ranked"
+
+
+def test_places_of_named_things_are_refused(tmp_path):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in "1234"), "test/8.jpg", "test/9.jpg")
+    write(tmp_path, train="image,x,y\n" + "".join(f"{n}.jpg,{n}.5,7\n" for n in "1234"))
+    write(
+        tmp_path,
+        sample_submission="id,image,kind,x,y\n0,8.jpg,cell,0,0\n1,8.jpg,cell,0,0\n2,9.jpg,cell,0,0\n",
+    )
+    text = refusal(tmp_path)
+    assert "'kind'" in text and "'cell'" in text and "not supported" in text
+    write(tmp_path, sample_submission="image,x,y\n8.jpg,0,0\n9.jpg,0,0\n")
+    assert read_layout(tmp_path).target.names == ("x", "y")
