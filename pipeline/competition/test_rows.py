@@ -167,11 +167,12 @@ def check_classes(
         raise _number_of_class(sample, target.names, path)
     if lists := [value for value in unknown if len(value.split()) > 1 and are_numbers(value.split())]:
         if are_numbers(target.names) and not right and asked.kind != target.kind:
-            guesses = len(lists[0].split())
+            several = len(lists[0].split())
             raise UserError(
-                f"{path}: column {sample.columns[0]!r} holds {guesses} numbers in a cell, such as "
-                f"{lists[0]!r}, of which none is a class of the training data ({quoted(target.names[:3])}); if "
-                f"an image has several guesses: --metric map_at_{guesses}; if it has one label: --target {target.kind}"
+                f"{path}: column {sample.columns[0]!r} holds {several} numbers in a cell, such as "
+                f"{lists[0]!r}, of which none is a class of the training data ({quoted(target.names[:3])}); "
+                f"if an image has several guesses: --metric map_at_{several}; if it has one label: "
+                f"--target {target.kind}"
             )
     elif are_numbers(target.names) and not are_numbers(unknown) and asked.kind != target.kind:
         raise UserError(
