@@ -290,9 +290,14 @@ def _header_problems(header: list[str]) -> list[str]:
         problems.append(
             f"row 1: {which} no name (a pandas index? write the file with index=False, or name the column)"
         )
-    for name, count in Counter(header).items():
-        if count > 1 and name.strip():
-            problems.append(f"row 1: the column name {name!r} occurs {count} times")
+    counts = {name: count for name, count in Counter(header).items() if count > 1 and name.strip()}
+    if counts and len(header) > 2 and all(re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", name) for name in header):
+        shown = ",".join(header[:3])
+        return [
+            f"row 1: {shown},... are numbers: the file has no header; add a first line with a name for each "
+            f"of its {len(header):,} columns (of a table of pixels: label,pixel1,pixel2,...)"
+        ]
+    problems += [f"row 1: the column name {name!r} occurs {count} times" for name, count in counts.items()]
     return problems
 
 

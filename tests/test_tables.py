@@ -229,3 +229,9 @@ def test_an_ignored_column_can_be_named(tmp_path, mark):
     assert table.columns == ("a", "b") and dict(table.numbering) == {2: "1", 3: "2"}
     subprocess.run(name_the_ids(table).partition("name it: ")[2], shell=True, check=True)
     assert load_table(path).columns == ("id", "a", "b") and not load_table(path).numbering
+
+
+def test_a_table_of_numbers_without_a_header_is_told_once(tmp_path):
+    text = refusal(tmp_path, "3,0,0,0,255,255\n4,0,0,7,255,0\n")
+    assert "no header" in text and "6 columns" in text and len(text.splitlines()) == 2
+    assert "'0' occurs 3 times" in refusal(tmp_path, "id,0,0,0\n4,0,0,7\n")

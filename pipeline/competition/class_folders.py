@@ -13,7 +13,7 @@ from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
 from pipeline.competition.spelling import class_name
 from pipeline.targets.evidence import LabelEvidence
-from pipeline.wording import listed, quoted
+from pipeline.wording import counted, listed, quoted
 
 
 def _words(text: str) -> frozenset[str]:
@@ -26,6 +26,12 @@ KINDS = _words(
     "photos picture pictures data dataset jpg jpeg png tif tiff raw original originals crops cropped "
     "resized thumbnails train test val valid validation"
 )
+# With the same sub-folders in each: all images in several versions
+VERSIONS = KINDS | _words(
+    "color colour coloured colored rgb grayscale greyscale gray grey segmented augmented preprocessed "
+    "processed enhanced small large full dataset"
+)
+PHOTOS = _words("image images img imgs photo photos")  # beside folders of masks with the same files
 # with a number: parts of one download
 SHARES = _words("part parts chunk shard batch archive images imgs fold")
 NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
@@ -42,6 +48,7 @@ class ClassFolders:
     groups: dict[str, list[str]]
     loose: list[str]
     trouble: str = ""
+    left: str = ""  # what is left out: masks, a copy of all classes
 
     @property
     def where(self) -> str:
@@ -74,6 +81,7 @@ def class_folders(folder: DataFolder) -> list[ClassFolders]:
 
 
 def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
+    left = ""
     while True:
         groups: dict[str, list[str]] = {}
         loose = []
@@ -89,10 +97,52 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
         base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
+    if len(groups) > 2 and (copy := _copy_of_others(base, groups)):
+        del groups[copy]
+        left = f"{copy}/ holds the same files as the folders beside it and is not used"
+    plain = {name: _without_masks(group) for name, group in groups.items()}
+    if masks := sum(map(len, groups.values())) - sum(map(len, plain.values())):
+        groups, left = plain, f"{counted(masks, 'mask')} beside images left out"
     ordered = _in_order(groups)
+    if trouble := _versions(base, ordered):
+        return ClassFolders(base, ordered, loose, trouble, left)
     if shared := _inner_classes(base, ordered):
-        return ClassFolders(base, shared, loose)
-    return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "")
+        return ClassFolders(base, shared, loose, left=left)
+    return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "", left)
+
+
+def _without_masks(images: Sequence[str]) -> list[str]:
+    """Return the images that are no masks of others: not `a_mask.png` beside `a.png`, nor `masks/a.png`
+    beside `images/a.png`.
+    """
+    if not any("mask" in image.lower() for image in images):
+        return list(images)
+    known = {without_suffix(image) for image in images}
+    kept = []
+    for image in images:
+        path = without_suffix(image)
+        marked = re.fullmatch(r"(.+?)[ _-]*mask(?:[ _-]?\d+)?", path, re.IGNORECASE)
+        steps = path.split("/")
+        twins = (
+            "/".join([*steps[:place], name, *steps[place + 1 :]])
+            for place, step in enumerate(steps[:-1])
+            if step.lower() in ("mask", "masks")
+            for name in (*PHOTOS, *(photo.capitalize() for photo in PHOTOS))
+        )
+        if not (marked and marked[1] in known) and known.isdisjoint(twins):
+            kept.append(image)
+    return kept
+
+
+def _copy_of_others(base: str, groups: Mapping[str, Sequence[str]]) -> str:
+    """Return the folder with the same files as all folders beside it (`copy/a/1.png`); else ""."""
+    begin = len(base) + 1 if base else 0
+    paths = {name: {image[begin:] for image in group} for name, group in groups.items()}
+    for name in groups:
+        others = {path for other, group in paths.items() if other != name for path in group}
+        if {path[len(name) + 1 :] for path in paths[name]} == others:
+            return name
+    return ""
 
 
 def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -127,6 +177,23 @@ def _in_order(groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return dict(sorted(classes.items(), key=lambda group: natural_key(group[0])))
 
 
+def _versions(base: str, groups: Mapping[str, Sequence[str]]) -> str:
+    """Return why folders are versions of all images (`rgb/scab`, `gray/scab`), not classes; else ""."""
+    begin = len(base) + 1 if base else 0
+    inner = {
+        frozenset(image[begin:].split("/")[1] for image in group if image[begin:].count("/") > 1)
+        for group in groups.values()
+    }
+    named = len(groups) > 1 and all(set(words_of(name)) <= VERSIONS for name in groups)
+    if not named or len(inner) > 1 or len(shared := next(iter(inner))) < 2:
+        return ""
+    where = f"{base}/" if base else "the data folder"
+    return (
+        f"the folders {quoted(list(groups))} in {where} hold the same folders, such as {min(shared)!r}: "
+        "versions of the images, not classes (to use one of them, put a dot before the names of the others)"
+    )
+
+
 def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     """Return why folders are not classes: they only distribute files, or hold kinds of files; else ""."""
     names = list(groups)
@@ -134,7 +201,7 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     shown = f"{base}/" if base else ""
     kinds = [name for name in names if plain_name(name) in KINDS]
     shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
-    if len(kinds) == len(names) or len(shares) == len(names) or (kinds and not base):
+    if len(kinds) == len(names) or len(shares) == len(names) or ((kinds or len(shares) > 1) and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
@@ -185,6 +252,8 @@ def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
     sizes = [len(group) for group in groups.values()]
     if len(groups) < 2 or len(groups) * 5 > count or min(sizes) < 3:
         return {}
+    if all(plain_name(name) in VERSIONS for name in groups):
+        return {}
     if any(plain_name(re.sub(r"[\d\W_]+", "", name)) in NO_CLASS or name.isdigit() for name in groups):
         return {}
     return dict(sorted(groups.items(), key=lambda group: natural_key(group[0])))
@@ -207,6 +276,7 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
         path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base
     ]
     notes = [f"no images in {listed(without)}: not a class"] if without else []
+    notes += [classes.left] if classes.left else []
     stored = {
         folder: name
         for name, group in classes.groups.items()

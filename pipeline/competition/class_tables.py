@@ -26,7 +26,7 @@ def translated(
     another. Labels stay as they are (note "") if one of them is asked, if no table or several tables that
     disagree translate them, and numbers are never made other numbers. `numbers`: names may become numbers.
     """
-    names = {text.strip() for text in evidence.texts}
+    names = {text.strip() for text in evidence.texts or evidence.columns}
     wanted = {text.strip() for text in asked if text.strip()}
     if not names or not wanted or (parts_of(names) & parts_of(wanted)):
         return evidence, ""
@@ -42,7 +42,10 @@ def translated(
     pairs, where = next(iter(found.items()))
     new = dict(pairs)
     note = f"labels are called as in the sample submission: {pairs[0][0]!r} is {pairs[0][1]!r}, by {where}"
-    return replace(evidence, texts=tuple(new[text.strip()] for text in evidence.texts)), note
+    texts, columns = (
+        tuple(new[text.strip()] for text in each) for each in (evidence.texts, evidence.columns)
+    )
+    return replace(evidence, texts=texts, columns=columns), note
 
 
 def _translations(table: Table, names: set[str], wanted: set[str]) -> Iterable[tuple[dict[str, str], str]]:

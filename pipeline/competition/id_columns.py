@@ -49,7 +49,7 @@ def find_ids(
         return name, _full(index, table.column(name), groups)
     maybe = [name for name in _maybe_ids(table) if name not in labels] or list(table.columns)
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
-    best = _best_columns(table, probes)
+    best = _best_columns(table, probes, groups)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
         if groups and (views := _views(table, index, maybe, [probes[name] for name in best])):
             return views
@@ -75,6 +75,7 @@ def find_ids(
     if not match.num_found and is_id_name(best[0]):
         numbers = index.match_numbers(table.column(best[0]))
         match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
+        match = match if match.num_found else index.match_endings(table.column(best[0]))
     return best[0], match
 
 
@@ -133,13 +134,16 @@ def _maybe_ids(table: Table) -> list[str]:
     return wide or list(table.columns)
 
 
-def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
+def _best_columns(table: Table, probes: dict[str, Match], groups: bool) -> list[str]:
     ranks = {name: (match.num_unique, match.num_found) for name, match in probes.items()}
     most = max(ranks.values())
     rows = min(len(table.cells), PROBED_ROWS)
     if most == (0, 0):
         best = list(probes)
-        return ([name for name in best if is_id_name(name)] or best)[:1]
+        named = [name for name in best if is_id_name(name)] or best
+        # A class may be in the column `name`, and only ids of a labelled row may repeat
+        different = [name for name in (*named, *best[:1]) if len(set(table.column(name))) == len(table.cells)]
+        return (named if groups else different or named)[:1]
     # In a small table one missing image must not make another column win.
     needed = min(NEARLY * rows, rows - 1)
     near = [

@@ -182,6 +182,25 @@ class ImageIndex:
         """Match numbers that lost their leading zeros, as spreadsheets write them (`7` for `0007.jpg`)."""
         return self._read(ids, NUMBERS)
 
+    def match_endings(self, ids: Sequence[str]) -> Match:
+        """Match numbers to names of one word and a number (`7` for `train_7.jpg`).
+
+        Nothing is found unless all images have names of the same word, and each id is one of them: such names
+        say nothing else, and ids that count rows from another number do not fit.
+        """
+        heads = {re.sub(r"\d+$", "", _stem(image)) for image in self.images}
+        head = heads.pop() if len(heads) == 1 else ""
+        nothing = Match(NAME, ((),) * len(ids))
+        if not head or not all(text.strip().isdecimal() for text in ids):
+            return nothing
+        style = Style(
+            f"the numbers behind {head!r} in file names",
+            lambda image: _number_of(_stem(image)[len(head) :]),
+            NUMBERS.of_id,
+        )
+        found = self._read(ids, style)
+        return found if found.num_unique == len(ids) else nothing
+
     def match_groups(self, ids: Sequence[str]) -> Match:
         """Match ids with several images each: a folder of that name, or file names that begin so
         (`<id>_red.png`).
@@ -351,3 +370,11 @@ def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
         if len(set(ids)) == len(ids):
             return ids, style.says
     return list(images), "paths in the data folder"
+
+
+def link_advice(id_column: str) -> str:
+    """Return how to tell which images an id has where no column of the tables does."""
+    return (
+        f"if no column names images, add images.csv with the columns {id_column},image and a row for each "
+        "image: its path in the data folder"
+    )

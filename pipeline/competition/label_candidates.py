@@ -12,10 +12,13 @@ from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, 
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
 from pipeline.competition.long_tables import made_wide, one_row_each
+from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError
 
+# In the name of an id column: its folders are what was photographed or scanned, no classes.
+SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
 COVERS = 0.25  # share of the training images that a table must name if its own name has no role
 
 
@@ -70,9 +73,9 @@ def id_column_for(id_column: str | None, source: Source, tables: Sequence[Source
     return id_column if source in holders or (not holders and source.role == "train") else None
 
 
-def about_images(looked_up: Sequence[LookedUp], index: ImageIndex) -> list[Found]:
-    """Return the tables whose ids name most training images."""
-    return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
+def about_images(looked_up: Sequence[LookedUp], index: ImageIndex, share: float = 0.5) -> list[Found]:
+    """Return the tables whose ids name more than this share of the training images."""
+    return [entry.found for entry in looked_up if entry.found.match.num_unique > share * len(index.images)]
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ def find_candidates(
             continue
         given = label_column if entry in holders or (not holders and trained) else None
         choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
+        if found.match.style is FOLDERS and len(choice.names) == 1 and _counts_images(found, choice.names[0]):
+            continue
         if classes.plausible and found.match.style is FOLDERS and not _tells_folders_apart(found, choice):
             continue
         # A table without the role "train" counts only with a clear label column, or if there is nothing else.
@@ -140,9 +145,42 @@ def _tells_folders_apart(found: Found, choice: Choice) -> bool:
     if choice.strength >= SURE:
         return True
     values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
-    return (
-        "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
-    )
+    about_train = "train" in found.name.lower() or _names_subjects(found)
+    return about_train and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+
+
+def _counts_images(found: Found, name: str) -> bool:
+    """Return True for a column with the number of images in each folder."""
+    cells = zip(found.table.column(name), found.match.images, strict=True)
+    return all(cell.strip() == str(len(images)) for cell, images in cells if images)
+
+
+def _names_subjects(found: Found) -> bool:
+    return any(word.startswith(SUBJECTS) for word in words_of(found.id_column))
+
+
+def labels_of_folders(
+    looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
+) -> tuple[Found, Choice] | None:
+    """Return a table whose ids are folders of images, with the columns that may be their labels; None without
+    one.
+
+    Such folders (series, patients) are no classes. A table that describes classes has no role, ids of
+    classes, or another value in each row.
+    """
+    for found in (entry.found for entry in looked_up):
+        if found.match.style is not FOLDERS or not (found.source.role == "train" or _names_subjects(found)):
+            continue
+        choice = choose_labels(found.table, found.id_column, found.match, index, wanted, None)
+        names = choice.names or choice.candidates
+        if names := tuple(name for name in names if _tells_rows(found, name)):
+            return found, Choice((), 0, names)
+    return None
+
+
+def _tells_rows(found: Found, name: str) -> bool:
+    several = 1 < len(set(found.table.column(name))) < len(found.table.cells)
+    return several and not _counts_images(found, name)
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:

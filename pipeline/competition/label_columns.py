@@ -10,7 +10,7 @@ from pipeline.competition.folders import plain_name
 from pipeline.competition.id_columns import column_called, is_id_name
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
-from pipeline.competition.spelling import parts_of
+from pipeline.competition.spelling import as_whole, parts_of
 from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
@@ -165,6 +165,8 @@ def choose_labels(
         if len(sure) == 1 and (held := _held_elsewhere(table, sure[0], others, wanted)):
             return Choice((), 0, (sure[0], *held))
         return Choice(tuple(sure), SURE)
+    if spelled := _spelled_otherwise(others, wanted.columns):
+        return Choice(tuple(spelled), SURE, called=wanted.columns)
     if alike := _alike_called(others, wanted.columns):
         return Choice(tuple(alike), SURE, called=wanted.columns)
     named = [name for name in others if plain_name(name) in LABEL_NAMES]
@@ -185,7 +187,8 @@ def choose_labels(
         if len(binary) > 1 and not rest:
             return Choice(tuple(binary), LIKELY)
         related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
-        for found in (related, _holding(table, others, wanted)):
+        singular = [name for name in related if any(_is_plural(column, name) for column in wanted.columns)]
+        for found in (singular, related, _holding(table, others, wanted)):
             if len(found) == 1:
                 return Choice((found[0],), LIKELY)
     candidates = named or _not_ids(table, match, index, others)
@@ -234,6 +237,13 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
     return found or wanted.suffixed([name for name in others if _is_number_column(table, name)])
 
 
+def _spelled_otherwise(others: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the columns that the sample submission writes in another way (`latitude`, `Latitude`)."""
+    called = {plain_name(name): name for name in others}
+    found = [called.get(plain_name(column), "") for column in wanted]
+    return found if len(wanted) > 1 and all(found) and len(set(found)) == len(found) else []
+
+
 def _is_split(table: Table, name: str) -> bool:
     plain = plain_name(name)
     return plain in SPLIT_NAMES or re.fullmatch(FOLD_NAME, plain) is not None or _holds_parts(table, name)
@@ -244,6 +254,10 @@ def _related(name: str, column: str) -> bool:
     return len(one) > 3 and one in other
 
 
+def _is_plural(name: str, of: str) -> bool:
+    return plain_name(name) == plain_name(of) + "s"
+
+
 def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
     """Return the columns that hold the sample submission's values, or most of the labels in its cells."""
     telling = {value for value in wanted.values if not is_number(value)}
@@ -251,7 +265,8 @@ def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
     if whole := [name for name in cells if telling <= cells[name]]:
         return whole
     parts = {part for value in telling for part in value.split()}
-    return [name for name in cells if len(parts & cells[name]) * 2 >= len(parts)]
+    written = {name: values | set(map(as_whole, values)) for name, values in cells.items()}
+    return [name for name in cells if len(parts & written[name]) * 2 >= len(parts)]
 
 
 def _holding_sets(table: Table, others: Sequence[str], names: set[str]) -> list[str]:

@@ -13,14 +13,16 @@ from pipeline.competition.class_folders import (
     from_names,
 )
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
-from pipeline.competition.ids import LINKED, ImageIndex
+from pipeline.competition.ids import LINKED, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
+    COVERS,
     Candidate,
     LookedUp,
     about_images,
     best_of,
     find_candidates,
     id_column_for,
+    labels_of_folders,
     look_up,
 )
 from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
@@ -90,6 +92,10 @@ def read_labelled(
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         _refuse_unlinked_labels(classes, looked_up, index, wanted)
+        if of_folders := labels_of_folders(looked_up, index, wanted):
+            found, choice = of_folders
+            advice = _columns_advice(found, wanted) + _folders_advice(classes, found)
+            raise unclear(found.table, choice, advice)
         labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
         labelled, best = from_names(folder, in_names), None
@@ -132,10 +138,23 @@ def _refuse_weaker_folders(
     for entry in about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
         if choice.candidates or choice.names:
-            advice = (
-                f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
-            )
+            advice = _folders_advice(classes, entry)
             raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
+
+
+def _columns_advice(found: Found, wanted: Wanted) -> str:
+    """Return the end of an error where nothing says that several columns are the labels: how to say it."""
+    if wanted.columns:
+        return ""
+    return (
+        f" (one); if there are several, add sample_submission.csv with a header ({found.id_column} and the "
+        "columns of labels) and a row of the id and numbers such as 0.5"
+    )
+
+
+def _folders_advice(classes: ClassFolders, found: Found) -> str:
+    """Return the end of an error: the command that takes the class folders and not this table."""
+    return f"; to take the folders in {classes.where} as classes: {mv_command(found.source.table.path)}"
 
 
 def _refuse_unlinked_labels(
@@ -154,7 +173,7 @@ def _refuse_unlinked_labels(
                 f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
                 f"{quoted(sorted(labels)[:3])}, but no id leads to an image: ids look like {quoted(ids[:3])} "
                 f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
-                f"{quoted(index.images[:3])}; {_link_advice(found.id_column)}. The "
+                f"{quoted(index.images[:3])}; {link_advice(found.id_column)}. The "
                 f"folders in {classes.where} have other names ({quoted(list(classes.groups)[:3])}); if they "
                 f"are the classes: {mv_command(table.path)}"
             )
@@ -212,10 +231,7 @@ def _from_table(
         raise best.trouble
     if not best.choice.names:
         table = best.found.table
-        advice = ""
-        if classes.plausible:
-            advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}"
-        raise unclear(table, best.choice, advice)
+        raise unclear(table, best.choice, _folders_advice(classes, best.found) if classes.plausible else "")
     found = (
         best.found
         if len(best.choice.names) > 1 or best.parts
@@ -272,13 +288,17 @@ def _nothing_usable(
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
     about = [entry.found for entry in looked_up if entry.found.source.role == "train"]
-    if about and index.images:
+    if not about:  # a table that could have a row for each image
+        rows = [entry.found for entry in looked_up if len(entry.found.table.cells) * 2 > len(index.images)]
+        about = [found for found in rows if not found.match.num_found and not found.source.is_json]
+    if about and index.images and not classes.trouble:
         table, name = about[0].table, about[0].id_column
         what = f"image for any of the {counted(len(table.cells), 'id')} in {about[0].name}, column {name!r}"
         look_like = f"ids look like {quoted(table.column(name)[:3])}, images like {quoted(index.images[:3])}"
-        return absent(
-            folder, what, f"{look_like}; --set data.id_column=NAME names another column; {_link_advice(name)}"
-        )
+        advice = f"add a column image to {about[0].name}: the path of each row's image in the data folder"
+        if len(set(table.column(name))) == len(table.cells):
+            advice = link_advice(name)
+        return absent(folder, what, f"{look_like}; --set data.id_column=NAME names another column; {advice}")
     if len(groups) > 1 and classes.base and loose:
         base, beside = folder.root / classes.base, counted(len(loose), "image")
         return UserError(
@@ -292,7 +312,7 @@ def _nothing_usable(
         else "training images with labels"
     )
     trouble = f"; {classes.trouble}" if classes.trouble else ""
-    for found in about_images(looked_up, index):
+    for found in about_images(looked_up, index, COVERS):
         trouble += (
             f"; {found.name} is about these images, but no column has the name of a label (choose one "
             f"with {LABEL_FLAG}): "
@@ -303,12 +323,4 @@ def _nothing_usable(
         what,
         "expected train/<class>/*.jpg (two classes or more), or train.csv or labels.csv (id, label) with a "
         f"folder of images{trouble}",
-    )
-
-
-def _link_advice(id_column: str) -> str:
-    """Return how to tell which images an id has where no column of the tables does."""
-    return (
-        f"if no column names images, add images.csv with the columns {id_column},image and a row for each "
-        "image: its path in the data folder"
     )

@@ -107,7 +107,7 @@ def read_layout(
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
     if sample and sample_id and asked.kind is None and known is None:
-        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""))
+        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""), folder.scans)
         shown = test_index if test_index.images else ImageIndex(folder, folder.of_part("train", "val", ""))
         refuse_other_rows(sample, sample_id, wanted, sources, shown)
         if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
@@ -128,6 +128,7 @@ def read_layout(
         names,
         required=need != "train" and test_images,
         label_column=labelled.evidence.column if labelled.evidence else "",
+        group_column=_group_column(labelled),
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
@@ -331,6 +332,11 @@ def _label_names(
     return evidence.columns or tuple(
         dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split()))
     )
+
+
+def _group_column(labelled: Labelled) -> str:
+    found = labelled.found
+    return found.id_column if found and any(len(images) > 1 for images in labelled.images) else ""
 
 
 def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from shlex import quote
 
+from pipeline.competition.folders import plain_name
 from pipeline.competition.parts import words_of
 from pipeline.competition.sources import Sources
 from pipeline.tables import Table
@@ -17,6 +18,8 @@ GROUP_WORDS = (
     *"series video clip sequence scene site location hospital camera slide plot field well batch".split(),
 )
 
+# A column with such a word (patient_age) says what a patient is like, not who it is
+TRAITS = frozenset("age sex gender weight height size position orientation count".split())
 FEWEST = 3  # values; a column of two is more often a property of the image (yes or no) than a group
 
 
@@ -29,7 +32,11 @@ def likely_groups(sources: Sources, labels: Collection[str], predicted: str) -> 
     found: list[tuple[str, str]] = []
     for source in sources.of_role("train", ""):
         for name in source.table.columns:
-            named = name == predicted or any(word.startswith(GROUP_WORDS) for word in words_of(name))
+            words = words_of(name)
+            named = bool(predicted) and plain_name(name) == plain_name(predicted)
+            named = named or (
+                any(word.startswith(GROUP_WORDS) for word in words) and TRAITS.isdisjoint(words)
+            )
             if named and (size := _group_size(source.table, name, labels)) is not None:
                 rows = counted(len(source.table.cells), "row")
                 found.append((name, f"{name!r} of {source.name} ({size:,} different values in {rows})"))

@@ -12,6 +12,7 @@ from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import Wanted, is_number
 from pipeline.competition.label_table import Found
+from pipeline.competition.spelling import as_whole
 from pipeline.errors import UserError
 from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
@@ -136,8 +137,9 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
 def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
     """Join the rows of an image into one row, with its labels in one cell (separated by `SEVERAL`).
 
-    This happens only if the sample submission has several of these labels in a cell, or a column for each of
-    them; else the table is unchanged. Rows that deny their label (`Confidence` 0) are left out.
+    This happens only if the sample submission has several labels in a cell, some of them these, or a column
+    for each of them, and many images have several; else the table is unchanged. Rows that deny their label
+    (`Confidence` 0) are left out.
     """
     known = {cell.strip() for cell in found.table.column(column)}
     cells = [split_parts(value, mark) for value in wanted.values for mark in SEPARATORS]
@@ -146,7 +148,8 @@ def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
     # The same label twice for an image: votes of several people.
     once = len(set(pairs)) == len(pairs) and affirmed is found
     in_columns = len(known) > 1 and known <= set(wanted.columns) and once
-    if not in_columns and not any(len(parts) > 1 and set(parts) <= known for parts in cells):
+    written = known | set(map(as_whole, known))  # 53.0 where the sample has 53
+    if not in_columns and not any(len(parts) > 1 and set(parts) & written for parts in cells):
         return found
     found = affirmed
     labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images

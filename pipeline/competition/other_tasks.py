@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import ImageIndex, Match
-from pipeline.competition.label_columns import Wanted
+from pipeline.competition.label_columns import Wanted, is_number
+from pipeline.competition.parts import words_of
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError
 from pipeline.tables import Table, are_whole_numbers, numbers_the_rows
@@ -26,6 +27,8 @@ RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box 
 CERTAIN = "an answer and how certain it is"
 DISTRIBUTION = "a distribution over many values of a number, not the number"
 PIXELS = "a value for each pixel (the answer is an image: segmentation, denoising)"
+STEPS = "many values for each image (of a signal or of points in it)"
+LISTS = "a list of labels in each cell, which is not written here"
 PAIRS = "answers about two images at once (pairs)"
 MIXED = "answers about images and about other things in one file"
 CERTAINTIES = ("confidence", "sigma", "std", "uncertainty")
@@ -41,9 +44,14 @@ ASKED_BY_NAME = {
 }
 
 
-def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted, tables: Sequence[Source]) -> None:
+MASKS_OR_LABELS = ("annotation", "annotations")  # column names; of masks if the folder has such
+
+
+def refuse_other_tasks(
+    sample: Source, id_column: str, wanted: Wanted, tables: Sequence[Source], folders: Iterable[str] = ()
+) -> None:
     """Check that a sample submission asks for classes, labels or numbers of whole images. `tables`: of
-    training images.
+    training images. `folders`: names of the folders beside them.
 
     Raises:
         UserError: it asks for masks, boxes or similar images; the message gives the evidence.
@@ -53,15 +61,27 @@ def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted, tables: S
         if plain_name(column) in ASKED_BY_NAME and not _is_class(column, sample, wanted, tables):
             raise _refusal(sample, ASKED_BY_NAME[plain_name(column)], f"its column is called {column!r}")
     known = {column for source in tables for column in source.table.columns}
+    masks = [name for name in folders if any(word.startswith("mask") for word in words_of(name))]
+    for column in wanted.columns if masks else ():
+        if plain_name(column) in MASKS_OR_LABELS and column not in known:
+            why = f"its column is called {column!r}, which no training table has, and {masks[0]}/ holds masks"
+            raise _refusal(sample, MASKS, why)
     certain = [name for name in wanted.columns if plain_name(name) in CERTAINTIES and name not in known]
     if certain and len(wanted.columns) == 2:
         raise _refusal(sample, CERTAIN, f"its columns are {listed(map(repr, wanted.columns))}")
+    if {"x", "y"} <= set(map(plain_name, wanted.columns)):
+        for column in wanted.columns:
+            if text := next((cell for cell in table.column(column)[:LOOKED_AT] if not is_number(cell)), ""):
+                why = f"its columns are {listed(map(repr, wanted.columns))}, and {column!r} holds {text!r}"
+                raise _refusal(sample, BOXES, why)
     if len(wanted.columns) != 1:
         return
     column = wanted.columns[0]
     cells = [cell.strip() for cell in table.column(column)[:LOOKED_AT]]
     if first := next((cell for cell in cells if _numbers_beside(cell)), None):
         raise _refusal(sample, RANKED_WITH_CONFIDENCE, f"{column!r} holds {first!r}")
+    if _only_asked_as_lists(cells, tables):
+        raise _refusal(sample, LISTS, f"{column!r} holds {cells[0]!r}, and no training table holds lists")
     if _names_rows(table, id_column, cells):
         raise _refusal(sample, ALIKE, f"{column!r} holds ids of the rows themselves, such as {cells[0]!r}")
 
@@ -114,7 +134,7 @@ def refuse_other_rows(
     tables = sources.of_role("train", "")
     names = [name for source in tables for name in wanted.suffixed(source.table.columns)]
     # Not the id column: few values, such as 1, may equal names of images and be taken for ids
-    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], names, index)
+    _refuse_pixels(sample, sample.table.column(sample.table.columns[0])[:LOOKED_AT], names, tables, index)
     ids = sample.table.column(id_column)[:LOOKED_AT]
     for source in sources.found:
         is_other = source.role != "train" and source.name != sample.name
@@ -125,15 +145,26 @@ def refuse_other_rows(
     _refuse_mixed(sample, ids, names, sources, index)
 
 
-def _refuse_pixels(sample: Source, ids: Sequence[str], names: Sequence[str], index: ImageIndex) -> None:
-    """Refuse ids that end in row and column of an image, and are neither tiles nor labels of it (`names`)."""
-    places = [re.fullmatch(r"(.+)[_-]\d+[_-]\d+", row_id) for row_id in ids]
+def _refuse_pixels(
+    sample: Source, ids: Sequence[str], names: Sequence[str], tables: Sequence[Source], index: ImageIndex
+) -> None:
+    """Refuse ids that begin with an image and end in a number and another part: row, column or step, lead.
+
+    Not if such an ending is a label: one of `names`, or a value in `tables`.
+    """
+    places = [re.fullmatch(r"(.+)[_-](\d+[_-][^_-]+|[^_-]+[_-]\d+)", row_id) for row_id in ids]
     image, rows = Counter(place[1] if place else "" for place in places).most_common(1)[0]
     if not all(places) or rows < FEWEST_PIXELS or all(_without_ending(row_id, names) for row_id in ids):
         return
+    ending = ids[0].removeprefix(places[0][1])[1:] if places[0] else ""
+    if any(ending in source.table.column(name) for source in tables for name in source.table.columns):
+        return
     if index.match([image]).num_found and not index.match(ids).num_found:
-        why = f"its ids end in row and column, such as {ids[0]!r}, with {rows:,} rows or more of {image!r}"
-        raise _refusal(sample, PIXELS, why)
+        many = f"with {rows:,} rows or more of {image!r}"
+        if re.fullmatch(r"\d+[_-]\d+", ending):
+            why = f"its ids end in row and column, such as {ids[0]!r}, {many}"
+            raise _refusal(sample, PIXELS, why)
+        raise _refusal(sample, STEPS, f"its ids end in numbers, such as {ids[0]!r}, {many}")
 
 
 def _refuse_mixed(
@@ -222,6 +253,18 @@ def _numbers_beside(cell: str) -> bool:
     return len(set(numbers)) < len(numbers) or (
         any("." in part for part in numbers) and any("." not in part for part in parts)
     )
+
+
+def _only_asked_as_lists(cells: Sequence[str], tables: Sequence[Source]) -> bool:
+    """Return True if every cell is a list (`[3, 7]`) and no cell of a training table is one."""
+    if not all(map(_is_list, cells)):
+        return False
+    trained = (cell for source in tables for row in source.table.cells[:LOOKED_AT] for cell in row)
+    return not any(map(_is_list, trained))
+
+
+def _is_list(cell: str) -> bool:
+    return re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) is not None
 
 
 def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:

@@ -15,8 +15,9 @@ from pipeline.competition.folders import (
     unpack_command,
 )
 from pipeline.competition.id_columns import find_ids
-from pipeline.competition.ids import ImageIndex
+from pipeline.competition.ids import ImageIndex, file_name
 from pipeline.competition.label_columns import Wanted, is_number
+from pipeline.competition.parts import HOLD_OUT_FOLDERS, words_of
 from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
@@ -181,8 +182,14 @@ def _one_folder_higher(folder: DataFolder, index: ImageIndex) -> list[Source]:
 
 
 def _by_content(sources: Sources, index: ImageIndex) -> list[Source]:
-    """Return tables without a role whose rows are the test images."""
-    return [source for source in sources.of_role("") if _is_about_test(source, index) and not source.is_json]
+    """Return tables without a role whose rows are the test images. Not `val.csv`: it numbers other images."""
+    return [
+        source
+        for source in sources.of_role("")
+        if _is_about_test(source, index)
+        and not source.is_json
+        and not set(words_of(file_name(source.name))) & set(HOLD_OUT_FOLDERS)
+    ]
 
 
 def _one_of_alike(found: Sequence[Source], index: ImageIndex) -> list[Source]:

@@ -47,7 +47,7 @@ def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvid
         words = as_words(min(wanted))
         ways += [lambda text: words[is_true(text)]]
     if numbers and not has_fraction(parts):
-        ways += [_as_whole, _with_zero]
+        ways += [as_whole, _with_zero]
     for way in ways:
         called = {name: way(name) for name in names}
         if all(name == text for name, text in called.items()):
@@ -55,7 +55,7 @@ def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvid
         new = parts_of(called.values())
         kept = wanted & parts <= new  # labels that were right stay right
         # 0 stands for a whole number in the sample, also where 0 is no label
-        style = way is _as_whole and all(re.fullmatch(r"-?\d+\.0+", name) for name in names)
+        style = way is as_whole and all(re.fullmatch(r"-?\d+\.0+", name) for name in names)
         style = style and all(re.fullmatch(r"-?\d+", text) for text in wanted)
         if (lost & new or style) and kept and len(set(called.values())) == len(names):
             was = min(name for name in names if called[name] != name)
@@ -110,7 +110,8 @@ def _decomposed(text: str) -> str:
     return unicodedata.normalize("NFD", text)
 
 
-def _as_whole(text: str) -> str:
+def as_whole(text: str) -> str:
+    """Return `7` for `7.0` and `07`, also as parts of a text; a text without such numbers is unchanged."""
     return re.sub(WHOLE, r"\1\2", text)
 
 

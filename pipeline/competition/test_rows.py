@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from shlex import quote
 
 from pipeline.competition.folders import (
@@ -18,7 +19,7 @@ from pipeline.competition.folders import (
     plain_name,
 )
 from pipeline.competition.id_columns import find_ids, without_id_name
-from pipeline.competition.ids import ImageIndex, file_name, settled, short_ids
+from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
 from pipeline.competition.sample import check_sample_ids
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import other_spellings
@@ -72,11 +73,12 @@ def find_test_images(
     label_names: Sequence[str] | None,
     required: bool,
     label_column: str = "",
+    group_column: str = "",
 ) -> TestImages:
     """Find the images to predict. `index`: finds images in test folders. `taken`: the labelled images.
 
     `label_names`: all labels (None: unknown). `required`: raise if there are no test images. `label_column`:
-    the name of the labels' column.
+    the name of the labels' column. `group_column`: the column of labelled ids with several images each.
 
     Raises:
         UserError: an id has no image or several, several folders may hold the test images, or there are none
@@ -84,7 +86,7 @@ def find_test_images(
     """
     if sample:
         return _from_sample(folder, sources, sample, index, taken, label_names, required)
-    if listed_there := _from_test_table(folder, sources, index, taken, label_column or "label"):
+    if listed_there := _from_test_table(folder, sources, index, taken, label_column or "label", group_column):
         return listed_there
     dirs = folder.parts.named("test")
     if len(dirs) > 1:
@@ -152,21 +154,27 @@ def check_classes(
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
         return []
     if form is not None and asked.kind != target.kind and _are_lists_of_numbers(sample, target.names):
-        raise UserError(
-            f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
-            f"classes are called {quoted(target.names[:3])}: which number is which class is not known; use "
-            "the numbers as class names (folders 0, 1, ... or the label column of a table), or accept the "
-            f"class names with --target {target.kind}"
-        )
+        raise _number_of_class(sample, target.names, path)
     if form is None or form.kind != "label":
         return []
     known = set(target.names)
     values = Counter(cells[0].strip() for cells in sample.cells)
     unknown = [value for value in values if value and value not in known]
+    right = sum(count for value, count in values.items() if value in known)
     if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in one cell
         return []
-    right = sum(count for value, count in values.items() if value in known)
-    if are_numbers(target.names) and not are_numbers(unknown) and asked.kind != target.kind:
+    if are_numbers(unknown) and not right and not are_numbers(target.names) and asked.kind != target.kind:
+        raise _number_of_class(sample, target.names, path)
+    if lists := [value for value in unknown if len(value.split()) > 1 and are_numbers(value.split())]:
+        if are_numbers(target.names) and not right and asked.kind != target.kind:
+            several = len(lists[0].split())
+            raise UserError(
+                f"{path}: column {sample.columns[0]!r} holds {several} numbers in a cell, such as "
+                f"{lists[0]!r}, of which none is a class of the training data ({quoted(target.names[:3])}); "
+                f"if an image has several guesses: --metric map_at_{several}; if it has one label: "
+                f"--target {target.kind}"
+            )
+    elif are_numbers(target.names) and not are_numbers(unknown) and asked.kind != target.kind:
         raise UserError(
             f"{path}: column {sample.columns[0]!r} holds {quoted(unknown)}, but the classes of the training "
             f"data are numbers ({quoted(target.names[:3])}), and no table says which is which: add one with "
@@ -181,6 +189,16 @@ def check_classes(
             f"data, or accept it with --target {target.kind}"
         )
     return [f"its {what} and taken as placeholders"]
+
+
+def _number_of_class(sample: SampleEvidence, names: Sequence[str], path: Path) -> UserError:
+    return UserError(
+        f"{path}: column {sample.columns[0]!r} holds numbers such as {sample.cells[0][0]!r}, but the "
+        f"classes are called {quoted(names[:3])}: which number is which class is not known; add a table "
+        "with a row for each class, such as classes.csv with the columns number,name; or use the numbers as "
+        "class names (folders 0, 1, ... or the label column of a table); or accept the class names with "
+        "--target multiclass"
+    )
 
 
 def _refuse_other_spelling(sample: Table, column: str, form: SubmissionForm, target: Target) -> None:
@@ -299,12 +317,17 @@ def _with_other_folders(
 
 
 def _from_test_table(
-    folder: DataFolder, sources: Sources, index: ImageIndex, taken: Collection[str], label_column: str
+    folder: DataFolder,
+    sources: Sources,
+    index: ImageIndex,
+    taken: Collection[str],
+    label_column: str,
+    group_column: str,
 ) -> TestImages | None:
     """Find the images to predict in the only table about the test set whose rows are images (`test.csv`).
 
-    Its ids (a column `id`, else the one that names images), their order and column name are taken. None
-    without such a table, or if several differ.
+    Its ids (`group_column`, a column `id`, else the one that names images), their order and column name are
+    taken. None without such a table, or if several differ.
     """
     shared = ImageIndex(folder, [image for image in folder.of_part("train", "val", "") if image not in taken])
     found: dict[tuple[str, ...], TestImages] = {}
@@ -322,11 +345,18 @@ def _from_test_table(
                 continue
             own = [other for other in table.columns if plain_name(other) == "id"]
             name = own[0] if own and len(set(table.column(own[0]))) == len(table.cells) else name
-            ids = [cell.strip() for cell in table.column(name)]
+            name = group_column if group_column in table.columns else name
+            together: dict[str, tuple[str, ...]] = {}
+            for cell, row in zip(table.column(name), match.images, strict=True):
+                together[cell.strip()] = (*together.get(cell.strip(), ()), *row)
             columns = (name, label_column if label_column != name else "label")
             says = f"ids and order from {source.name}, no sample submission: columns {','.join(columns)}"
-            notes = [f"ids are {match.style.says}"]
-            found[tuple(ids)] = TestImages(ids, match.images, source=says, notes=notes, columns=columns)
+            notes = [
+                f"ids are {match.style.says}" if len(together) == len(table.cells) else "several images each"
+            ]
+            found[tuple(together)] = TestImages(
+                list(together), list(together.values()), source=says, notes=notes, columns=columns
+            )
             break
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -336,6 +366,7 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
     ids = table.column(resolved.id_column)
     if resolved.match:
         advice = f"images look like {quoted(index.images[:2])}{_empty_files(ids, resolved, index)}"
+        advice += "" if resolved.num_found else f"; {link_advice(resolved.id_column)}"
         problems = resolved.match.problems(ids, table.lines, index, advice)
         rows: dict[str, list[int]] = {}
         for line, images in zip(table.lines, resolved.images, strict=True):

@@ -123,11 +123,26 @@ def _of_texts(case: Case) -> Read:
             return _label_sets(case, separator, "the sample has a column for each label")
     if case.asked.positive_class:
         return _binary(case, names, "--positive-class")
+    if _rows_are_classes(case, names):
+        return Target("multiclass", names), texts, "the sample has a row for each class of an image", []
     if len(names) == 2 and are_flags(names) and (are_numbers(names) or are_numbers(case.sample_cells)):
         return _flags(case, names)
     if are_numbers(names):
         return _numbers(case, names)
     return _words(case, names)
+
+
+def _rows_are_classes(case: Case, names: tuple[str, ...]) -> bool:
+    """Return True where the sample has a row for each class of an image, and no flag says otherwise.
+
+    Numbers may also count images of an id: there the rows must be all classes and hold fractions.
+    """
+    if case.sample is None or case.asked.kind is not None or case.needs("labels", "ranks", "numbers"):
+        return False
+    asked = set(case.sample.labels)
+    if are_numbers(names):
+        return asked == set(names) and not are_flags(names) and has_fraction(case.sample_cells)
+    return len(names) > 1 and len(asked & set(names)) * 2 > len(names)
 
 
 def _columns_are_names(case: Case, names: Sequence[str]) -> bool:
