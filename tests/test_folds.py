@@ -292,6 +292,7 @@ def test_a_fold_that_fails_is_named_with_its_message(
         (["--folds", "22"], "only 21 labelled rows"),
         (["--folds", "3", "--fold", "4"], "--fold 4: a number from 1 to 3"),
         (["--fold", "2"], "--fold 2: only with --folds K"),
+        (["--fold", "0"], "--fold 0: only with --folds K"),
         (["--parallel", "2"], "--parallel 2: only with --folds K"),
         (["--folds", "3", "--fold", "1", "--parallel", "2"], "one fold is one process"),
         (["--folds", "3", "--parallel", "-1"], "--parallel -1: at least 1"),

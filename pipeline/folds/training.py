@@ -116,7 +116,7 @@ def check_flags(args: argparse.Namespace) -> None:
         problems += [
             f"--{name} {value}: only with --folds K"
             for name, value in (("fold", args.fold), ("parallel", args.parallel))
-            if value
+            if value is not None
         ]
     elif args.folds < 2:
         problems.append(
