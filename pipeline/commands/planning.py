@@ -132,7 +132,8 @@ class Bench:
     """Measures the recipe at several image sizes, each when it is first needed.
 
     `has_fixed_size`: only at the recipe's. `batch_size`: rows at a time; None: as many of the recipe's as fit
-    in memory. `build`: the newest model. Earlier ones are freed: they would take the GPU's memory from what is measured.
+    in memory. `build`: the newest model. Earlier ones are freed: they would take the GPU's memory from what
+    is measured.
     """
 
     def __init__(
