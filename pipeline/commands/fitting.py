@@ -161,18 +161,18 @@ def begin(
 
     output, task, resumed_run = session.output, build.task, session.resumed_run
     store, state = StateStore(output / "state"), None
+    flags = {"data": session.args.data}
+    if session.args.batch_size is not None:
+        flags["batch_size"] = session.args.batch_size
     if resumed_run is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"the earlier files of {output} were moved to {moved}")
         write_rows(output, task.split_rows())  # first: a folder with a state/ is not taken for a release
         task.save(output, initial=True)
-        facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
-        facts["conversion"] = conversion_of(Path(session.args.data))
+        facts = facts | flags | {"conversion": conversion_of(Path(session.args.data))}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
-        start = resumed_run.go_on(
-            session.recipe, schedule, task.split_rows(), session.command, session.args.data
-        )
+        start = resumed_run.go_on(session.recipe, schedule, task.split_rows(), session.command, flags)
         state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:

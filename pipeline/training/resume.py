@@ -8,6 +8,7 @@ row is never trained on.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,8 @@ FIXED = (
     *"task backbone text_backbone random_weights architecture text_architecture head_only image_size".split(),
     *("resize", "seed", "freeze"),
     *"lora.rank lora.alpha lora.targets lora.also_train lora.use_rslora lora.variant lora.init".split(),
-    "optimizer.name",
+    # Weights of one learning rate are one group, and saved moments are matched to weights by their order
+    *("optimizer.name", "optimizer.layer_decay", "lora.b_lr_scale"),
     *("head.fusion", "head.text_pooling", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
@@ -201,6 +203,7 @@ class ResumedRun:
         """
         heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
+        images, images_now = (Counter(row_id for row_id, _, _ in side) for side in (self.rows, rows))
         gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
         relabelled = [
             f"{name!r} from {label!r} to {new[name]!r}"
@@ -210,6 +213,12 @@ class ResumedRun:
         lines = [f"{counted(len(gone), 'row')} gone: {quoted(gone)}"] if gone else []
         lines += [f"{counted(len(added), 'row')} new, for training: {quoted(added)}"] if added else []
         lines += [f"{counted(len(relabelled), 'label')} changed: {listed(relabelled)}"] if relabelled else []
+        other = [
+            f"{name!r} from {images[name]} to {images_now[name]}"
+            for name in old
+            if name in new and images_now[name] != images[name]
+        ]
+        lines += [f"{counted(len(other), 'id')} with more or fewer images: {listed(other)}"] if other else []
         self._accept(
             lines,
             f"the images or labels {heading}: it cannot continue exactly. Restore the data, start again with "
@@ -218,16 +227,21 @@ class ResumedRun:
         )
 
     def go_on(
-        self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str
+        self,
+        recipe: Recipe,
+        schedule: dict[str, Any],
+        rows: Sequence[SplitRow],
+        command: str,
+        flags: dict[str, Any],
     ) -> dict[str, Any]:
         """Store and print the accepted changes; run.json will list each with its time.
 
-        Return the values of start.json. `data`: the competition folder, which may have moved; the next
-        --resume uses it.
+        Return the values of start.json. `flags`: those that are not in the recipe (`data`, `batch_size`), as
+        the next --resume uses them.
         """
         if not self.changes:
-            if self.start.get("data") != data:
-                self.start = self.start | {"data": data}
+            if any(self.start.get(name) != value for name, value in flags.items()):
+                self.start = self.start | flags
                 write_json(self.output / "state" / START_FILE, self.start)
             return self.start
         print("continuing with these accepted changes:\n" + "\n".join(f"  - {line}" for line in self.changes))
@@ -237,7 +251,7 @@ class ResumedRun:
             "recipe": recipe.model_dump(mode="json"),
             "schedule": schedule,
             "changes": changes,
-            "data": data,
+            **flags,
         }
         write_json(self.output / "state" / START_FILE, start)
         write_rows(self.output, rows)  # last: if this fails, the next start asks about the new rows again
