@@ -74,9 +74,13 @@ def main(argv: list[str] | None = None) -> int:
         help="seed of the parts that judge the weights (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    if len({path.resolve() for path in args.runs}) < 2:
-        raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs")
-    if args.output.resolve() in {path.resolve() for path in args.runs}:
+    folders = [path.resolve() for path in args.runs]
+    if len(folders) < 2 or len(set(folders)) < len(folders):
+        raise UserError(
+            f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs, each named "
+            "once"
+        )
+    if args.output.resolve() in folders:
         raise UserError(f"--output {args.output} is one of the members: name another folder")
     members = [read_member(path) for path in args.runs]
     target, metric = members[0].record.target, members[0].record.metric
