@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.folds.views import choose_views, parse_views, predict_sets, predict_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
-    from pipeline.submission.write import write_predictions, write_results_json
+    from pipeline.submission.write import is_results_json, write_predictions, write_results_json
     from pipeline.tables import is_formula
     from pipeline.tasks.apply import read_for
     from pipeline.training.compute import choose_compute
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
+    as_json = is_results_json(output, competition)
     # All models have the same labels
     compared = check_belongs(team.first.target, competition, team.first.path)
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     predictions, decided = finished(team, predictions, args.prior, args.decision)
     kept = copy_unsent(output)
-    if output.suffix == ".json":  # the results file of the VQA challenge
+    if as_json:
         write_results_json(output, competition, predictions)
     else:
         write_predictions(output, competition.form, predictions)
