@@ -61,14 +61,13 @@ def announce(
     from pipeline.training.estimate import (
         check_disk,
         check_fits,
+        device_memory,
         idle_share,
         largest_micro_batch,
         seconds_per_image,
     )
     from pipeline.training.gradients import is_exact
     from pipeline.training.image_sizes import relative_cost
-    from pipeline.training.means import Means
-    from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import epochs_of
     from pipeline.training.sharding import is_shared_out
 
@@ -87,10 +86,10 @@ def announce(
         memory = replace(memory, gradients=memory.gradients * (processes.count + 2))
     micro_batch_size, share = recipe.batch_size, max(recipe.effective_batch_size // processes.count, 1)
     if args.batch_size == "auto":
-        before = (
-            0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
-        )  # a resumed run keeps its size if it fits
-        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, before or share))
+        most = share if device_memory(compute.device) else micro_batch_size
+        if session.resumed_run is not None:  # a resumed run keeps its size if it fits
+            most = session.resumed_run.start.get("micro_batch_size") or most
+        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, most))
     checkpointed = (
         None
         if recipe.activation_checkpointing
@@ -128,8 +127,7 @@ def announce(
         build.num_pseudo,
     ):
         print("\n".join(f"  {line}" for line in lines))
-    copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
-    disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
+    disk = check_disk(output, task.model, recipe, epochs)
     sizes = (
         f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     )
