@@ -123,6 +123,17 @@ def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_p
     assert_same(output, whole / "run")
 
 
+def test_max_minutes_counts_the_time_before_the_first_step_too(
+    whole: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """A session that ends does not wait until the images were checked and the model was built."""
+    args = train.parse([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--max-minutes", "30"])
+    with pytest.raises(Interrupted, match="--max-minutes"):
+        train.train_one(args, "python train.py", started=time.perf_counter() - 3600)
+    state, _ = StateStore(tmp_path / "run" / "state").load()
+    assert state["position"]["row"] == 2  # the micro-batch at hand was finished
+
+
 def test_the_same_command_with_resume_goes_on(
     whole: Path, tiny_backbone: Path, tmp_path: Path, capsys
 ) -> None:

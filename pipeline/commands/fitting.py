@@ -89,7 +89,6 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     )
     baseline = task.baseline()
     facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
-    probing = time.perf_counter()
     frozen = features or (Features(task, compute) if recipe.task == "classification" else None)
     if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
         facts["floor"] = floor
@@ -102,7 +101,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     if shared_out:  # after the first process has saved the weights the run begins with
         compute = shard(task.model, compute)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    spent = (time.perf_counter() - probing) / 60
+    spent = (time.perf_counter() - session.started) / 60  # --max-minutes is for the whole command
     watches = (
         Watch(baseline, task.best_metric, task.higher_is_better, task.num_scored, schedule),
         FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
