@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.competition.corrections import corrected_score
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_array, replacing, write_json
+from pipeline.files import read_array, write_array, write_json
 from pipeline.folds.decisions import judge
 from pipeline.folds.plan import Plan, fold_command
 from pipeline.folds.prior import calibration
@@ -324,7 +324,7 @@ def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequ
 
     Each file is written completely or not at all.
     """
-    write_probabilities(output / OOF_VALUES, oof.values)
+    write_array(output / OOF_VALUES, oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [
         (guarded(row_id), str(fold), guarded(label), guarded(predicted))
@@ -346,15 +346,7 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
         PREDICTION_COLUMNS,
         [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order],
     )
-    write_probabilities(output / VAL_VALUES, values[order])
-
-
-def write_probabilities(path: Path, values: np.ndarray) -> None:
-    """Write (N, O) predictions as float32, completely or not at all."""
-    import numpy as np
-
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, values.astype(np.float32))
+    write_array(output / VAL_VALUES, values[order])
 
 
 def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, command: str) -> None:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
-from pipeline.files import set_aside, write_json
+from pipeline.files import set_aside, write_array, write_json
 from pipeline.folds.assembly import (
     PREDICTION_COLUMNS,
     decide,
     write_oof,
-    write_probabilities,
 )
 from pipeline.folds.members import Member, check_alike, common_rows, read_member, stacked
 from pipeline.folds.prior import calibration
@@ -252,7 +251,7 @@ def _write_rows(output: Path, first: Member, blended: Predictions, labels: Seque
         for row_id, label, said, sure in rows
     ]
     write_table(output / VAL_TABLE, PREDICTION_COLUMNS, cells)
-    write_probabilities(output / VAL_VALUES, blended.values)
+    write_array(output / VAL_VALUES, blended.values)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pipeline.data.mixing import Mixing, mixing_of
 from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
+from pipeline.files import write_array
 from pipeline.models.attention_functions import attend_by_products
 from pipeline.models.backbones import head_name, save_backbone
 from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
@@ -32,7 +33,7 @@ from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
-from pipeline.tasks.build import account_step, checkpoint_blocks, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import account_step, checkpoint_blocks, labelled_split, with_noise
 from pipeline.tasks.image_classifier import ImageClassifier, in_order
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.image_sizes import size_of_epoch
@@ -291,7 +292,7 @@ class ClassificationTask:
             for row, predicted, sure in cells
         ]
         write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
-        write_probs(output / VAL_VALUES, values)
+        write_array(output / VAL_VALUES, values)
 
     @property
     def names_are(self) -> str:

@@ -17,7 +17,7 @@ from pipeline.competition.questions import clean_question
 from pipeline.competition.rows import Row
 from pipeline.data.dataset import ALL, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, question_order
-from pipeline.files import write_json
+from pipeline.files import write_array, write_json
 from pipeline.models.fusion import save_fused
 from pipeline.models.half_weights import keep_less
 from pipeline.recipe import Recipe
@@ -28,7 +28,7 @@ from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.targets.target import multiclass
-from pipeline.tasks.build import checkpoint_blocks, count_classes, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import checkpoint_blocks, count_classes, labelled_split, with_noise
 from pipeline.tasks.frozen_features import changes_images, computed_once, image_features, question_features
 from pipeline.tasks.question_predictor import VqaPredictor, account_vqa, rebuild
 from pipeline.training.compute import Batch, Compute
@@ -206,7 +206,7 @@ class VqaTask:
             after = (row.question, row.answer_type or "")
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
         write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
-        write_probs(output / VAL_VALUES, probs)
+        write_array(output / VAL_VALUES, probs)
 
     def counts(self) -> dict[str, Any]:
         """Return the number of training and validation questions, and training questions of each answer."""
