@@ -7,6 +7,7 @@ RECORD = "run.json"  # the run's record; written last, so it marks the run as co
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 # Validation rows: texts; probabilities or numbers
 VAL_TABLE, VAL_VALUES = "val_predictions.csv", "val_probs.npy"
+VAL_COLUMNS = ("id", "path", "label", "predicted", "confidence")  # of that table
 # The same for every training row, predicted by the fold not trained on it
 OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"
 TEST_STEM = "test"  # test.npy, test.json: kept predictions of the test images

@@ -17,11 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
 from pipeline.files import set_aside, write_array, write_json
-from pipeline.folds.assembly import (
-    PREDICTION_COLUMNS,
-    decide,
-    write_oof,
-)
+from pipeline.folds.assembly import decide, write_oof
 from pipeline.folds.members import Member, check_alike, common_rows, read_member, stacked
 from pipeline.folds.prior import calibration
 from pipeline.folds.team import in_order
@@ -29,7 +25,7 @@ from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen, 
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
-from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import RECORD, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
@@ -250,7 +246,7 @@ def _write_rows(output: Path, first: Member, blended: Predictions, labels: Seque
         )
         for row_id, label, said, sure in rows
     ]
-    write_table(output / VAL_TABLE, PREDICTION_COLUMNS, cells)
+    write_table(output / VAL_TABLE, VAL_COLUMNS, cells)
     write_array(output / VAL_VALUES, blended.values)
 
 

@@ -27,7 +27,7 @@ from pipeline.models.half_weights import use_half_weights
 from pipeline.models.lora import PeftModel, plain_state_dict, save_adapter
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
-from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import ADAPTER_DIR, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
@@ -276,7 +276,7 @@ class ClassificationTask:
             save_adapter(self.model, output / ADAPTER_DIR)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val,
+        """Write val_predictions.csv (`VAL_COLUMNS`) and val_probs.npy (num_val,
         O) float32.
 
         Both have the same order. Text that a spreadsheet would run as a formula gets a leading apostrophe
@@ -291,7 +291,7 @@ class ClassificationTask:
             )
             for row, predicted, sure in cells
         ]
-        write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
+        write_table(output / VAL_TABLE, VAL_COLUMNS, rows)
         write_array(output / VAL_VALUES, values)
 
     @property

@@ -23,7 +23,7 @@ from pipeline.models.half_weights import keep_less
 from pipeline.recipe import Recipe
 from pipeline.recipe_sections import Tower
 from pipeline.run import load_run
-from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import FLOORS, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
@@ -36,8 +36,7 @@ from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
 from pipeline.training.resume import SplitRow
 
-PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
-
+QUESTION_COLUMNS = (*VAL_COLUMNS, "question", "answer_type")
 
 Labelled = tuple[Row, int]
 
@@ -192,7 +191,7 @@ class VqaTask:
         )
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (`PREDICTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
+        """Write val_predictions.csv (`QUESTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
         same order.
 
         Cells are written as in classification.
@@ -205,7 +204,7 @@ class VqaTask:
             before = (row.id, str(row.path), written, self.class_names[best])
             after = (row.question, row.answer_type or "")
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
-        write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
+        write_table(output / VAL_TABLE, QUESTION_COLUMNS, rows)
         write_array(output / VAL_VALUES, probs)
 
     def counts(self) -> dict[str, Any]:
