@@ -20,7 +20,6 @@ ADAPTER_DIR = "model_lora"
 HEAD_FILE = "head.safetensors"
 # The model in 8 bits (inference.py --engine openvino-int8) and a record of what made it
 INT8_DIR = "openvino-int8"
-STATE_DIR = "state"  # everything that --resume needs; never uploaded
 COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # trained weights of single epochs (checkpoint.keep_every)
 # Settings at the start; which weights an unfinished run's folder holds
 START, KEPT = "state/start.json", "state/kept.json"
