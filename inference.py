@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     kept = copy_unsent(output)
     if as_json:
         write_results_json(output, competition, predictions)
+        print(f"{output}: {counted(len(competition.form.ids), 'answer')}")
     else:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
@@ -158,9 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     record_origin(
         output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided)
     )
-    if formulas := [
-        text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)
-    ]:
+    texts = () if as_json else (*competition.form.row_ids, *predictions.target.names)
+    if formulas := list(filter(is_formula, texts)):
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, "
             "because Kaggle needs the text unchanged"
