@@ -117,14 +117,14 @@ def announce(
     if lines := advise(
         recipe,
         schedule,
-        task.num_train,
-        task.num_scored,
-        classes,
-        build.new_head,
-        task.facts()["target"]["kind"],
-        task.num_val / max(task.num_scored, 1),
-        args.fold is None and session.resumed_run is None and not build.stated_split,
-        build.num_pseudo,
+        num_train=task.num_train,
+        num_val=task.num_scored,
+        num_classes=classes,
+        new_head=build.new_head,
+        kind=task.facts()["target"]["kind"],
+        images_each=task.num_val / max(task.num_scored, 1),
+        new_split=args.fold is None and session.resumed_run is None and not build.stated_split,
+        num_pseudo=build.num_pseudo,
     ):
         print("\n".join(f"  {line}" for line in lines))
     disk = check_disk(output, task.model, recipe, epochs)

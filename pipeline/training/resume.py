@@ -19,7 +19,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
-from pipeline.run_names import RECORD
+from pipeline.run_names import RECORD, START
 from pipeline.run_record import RunRecord, read_values
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
@@ -27,7 +27,7 @@ from pipeline.targets.target import Target
 from pipeline.unfinished import resume_command
 from pipeline.wording import counted, listed, quoted
 
-START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
+ROWS_FILE, ROW_COLUMNS = "rows.csv", ("id", "label", "split")
 NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
 PSEUDO = "pseudo"  # third cell of a test image that is also trained on
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
@@ -110,7 +110,7 @@ def write_start(
         "started": now(),
         "changes": [],
     }
-    write_json(output / "state" / START_FILE, start)
+    write_json(output / START, start)
     return start
 
 
@@ -138,7 +138,7 @@ class ResumedRun:
         Raises:
             UserError: its files are damaged.
         """
-        path = output / "state" / START_FILE
+        path = output / START
         if not path.exists() or (output / RECORD).exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
@@ -159,7 +159,7 @@ class ResumedRun:
         Raises:
             UserError: the stored target is damaged.
         """
-        target = Target.read(self.start["target"], str(self.output / "state" / START_FILE))
+        target = Target.read(self.start["target"], str(self.output / START))
         separator = target.separator if target.kind == "multilabel" else None
         return Asked(self.start["metric"]["name"], target.kind, target.positive, separator)
 
@@ -242,7 +242,7 @@ class ResumedRun:
         if not self.changes:
             if any(self.start.get(name) != value for name, value in flags.items()):
                 self.start = self.start | flags
-                write_json(self.output / "state" / START_FILE, self.start)
+                write_json(self.output / START, self.start)
             return self.start
         print("continuing with these accepted changes:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
@@ -253,7 +253,7 @@ class ResumedRun:
             "changes": changes,
             **flags,
         }
-        write_json(self.output / "state" / START_FILE, start)
+        write_json(self.output / START, start)
         write_rows(self.output, rows)  # last: if this fails, the next start asks about the new rows again
         return start
 
