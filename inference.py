@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, meet_over, predict_together
-    from pipeline.folds.views import choose_views, parse_views, predict_sets, predict_views
+    from pipeline.folds.views import choose_views, parse_views, predict_sets
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import is_results_json, write_predictions, write_results_json
@@ -116,13 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.engine == INT8:
         from pipeline.folds.quantizing import quantize_team
 
-        quantize_team(
-            team,
-            Path(args.data),
-            lambda run, rows, engine: predict_views(
-                run, competition, args.batch_size, args.precision, (), rows, engine
-            )[0],
-        )
+        quantize_team(team, Path(args.data), competition, args.batch_size, args.precision)
     views, lines = choose_views(
         parse_views(args.tta),
         team,
