@@ -92,10 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, meet_over, predict_together
-    from pipeline.folds.views import choose_views, parse_views, predict_sets, predict_views
+    from pipeline.folds.views import choose_views, parse_views, predict_sets
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
-    from pipeline.submission.write import write_predictions, write_results_json
+    from pipeline.submission.write import is_results_json, write_predictions, write_results_json
     from pipeline.tables import is_formula
     from pipeline.tasks.apply import read_for
     from pipeline.training.compute import choose_compute
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
+    as_json = is_results_json(output, competition)
     # All models have the same labels
     compared = check_belongs(team.first.target, competition, team.first.path)
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
@@ -115,13 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.engine == INT8:
         from pipeline.folds.quantizing import quantize_team
 
-        quantize_team(
-            team,
-            Path(args.data),
-            lambda run, rows, engine: predict_views(
-                run, competition, args.batch_size, args.precision, (), rows, engine
-            )[0],
-        )
+        quantize_team(team, Path(args.data), competition, args.batch_size, args.precision)
     views, lines = choose_views(
         parse_views(args.tta),
         team,
@@ -148,8 +143,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     predictions, decided = finished(team, predictions, args.prior, args.decision)
     kept = copy_unsent(output)
-    if output.suffix == ".json":  # the results file of the VQA challenge
+    if as_json:
         write_results_json(output, competition, predictions)
+        print(f"{output}: {counted(len(competition.form.ids), 'answer')}")
     else:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
@@ -157,9 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     record_origin(
         output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided)
     )
-    if formulas := [
-        text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)
-    ]:
+    texts = () if as_json else (*competition.form.row_ids, *predictions.target.names)
+    if formulas := list(filter(is_formula, texts)):
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, "
             "because Kaggle needs the text unchanged"

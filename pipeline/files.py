@@ -295,6 +295,14 @@ def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     return values
 
 
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write (N, O) numbers as an .npy file of float32, atomically."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:  # np.save adds .npy to other names
+        np.save(file, values.astype(np.float32))
+
+
 def sha256(path: Path) -> str:
     """Return the file's SHA-256 as 64 hex digits."""
     with open(path, "rb") as file:

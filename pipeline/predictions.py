@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.files import read_array, replacing
+from pipeline.files import read_array, replacing, write_array
 from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
 
@@ -128,13 +128,11 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write the values to `path`.npy and the ids to `path`.csv, each completely or not at all."""
-        import numpy as np
         import pandas as pd
 
         with replacing(path.with_suffix(".csv")) as temporary:
             pd.DataFrame({ID_COLUMN: list(self.ids)}).to_csv(temporary, index=False, lineterminator="\n")
-        with replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
-            np.save(file, self.values.astype(np.float32))
+        write_array(path.with_suffix(".npy"), self.values)
 
     @classmethod
     def load(cls, path: Path, target: Target) -> Predictions:

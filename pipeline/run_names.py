@@ -7,6 +7,7 @@ RECORD = "run.json"  # the run's record; written last, so it marks the run as co
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 # Validation rows: texts; probabilities or numbers
 VAL_TABLE, VAL_VALUES = "val_predictions.csv", "val_probs.npy"
+VAL_COLUMNS = ("id", "path", "label", "predicted", "confidence")  # of that table
 # The same for every training row, predicted by the fold not trained on it
 OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"
 TEST_STEM = "test"  # test.npy, test.json: kept predictions of the test images
@@ -19,7 +20,6 @@ ADAPTER_DIR = "model_lora"
 HEAD_FILE = "head.safetensors"
 # The model in 8 bits (inference.py --engine openvino-int8) and a record of what made it
 INT8_DIR = "openvino-int8"
-STATE_DIR = "state"  # everything that --resume needs; never uploaded
 COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # trained weights of single epochs (checkpoint.keep_every)
 # Settings at the start; which weights an unfinished run's folder holds
 START, KEPT = "state/start.json", "state/kept.json"

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.fetch import arrival, containers, install
 from pipeline.fetch.originals import ORIGINALS, as_images
 from pipeline.kaggle import cli
+from pipeline.kaggle.remembered import remembered_slug
 
 RGB = ("red", "green", "blue")
 HPA = (*RGB, "yellow")
@@ -388,4 +389,4 @@ def test_a_download_from_kaggle_is_joined_and_another_try_needs_no_other_downloa
         install.main([*given, "rot,green,blue"])
     install.main([*given, "red,green,blue"])
     assert images(tmp_path / "data") == JOINED
-    assert install.remembered_slug(tmp_path / "data") == "hpa"
+    assert remembered_slug(tmp_path / "data") == "hpa"

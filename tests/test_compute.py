@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,15 @@ def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None
         assert choose_compute("bf16").precision == "bf16" and choose_compute("bf16").describe().endswith(
             ending
         )
+
+
+def test_the_peak_of_memory_is_in_bytes_on_linux_and_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts in KiB, macOS in bytes: man getrusage."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrusage", lambda _who: SimpleNamespace(ru_maxrss=2048))
+    for system, expected in (("linux", 2048 * 1024), ("darwin", 2048)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert compute.peak_memory(torch.device("cpu")) == expected
 
 
 def test_fp16_is_for_cuda() -> None:

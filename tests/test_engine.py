@@ -15,6 +15,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.training.checkpoint import StateStore
 from pipeline.training.compute import Compute
 from pipeline.training.engine import fit
+from pipeline.training.means import Means, Soup
 from pipeline.training.position import EpochReport, Position
 
 ROWS, GROUP, EPOCHS = 20, 8, 3  # the last group of an epoch has 4 rows
@@ -180,6 +181,36 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path) -> 
     state, _ = StateStore(tmp_path / "state").load()
     assert state["position"]["epoch"] == 1 and state["position"]["row"] == 0
     assert torch.isfinite(state["weights"]["weight"]).all()
+
+
+def test_a_loss_that_is_no_number_in_the_warm_up_names_a_third_of_the_peak_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate of the first step is 0, and `--lr 0` is refused."""
+    monkeypatch.setattr("pipeline.training.engine.REFRESH_SECONDS", -1.0)  # the loss is read in every turn
+    task = Line(lambda _rows: task.model["weight"].data.fill_(torch.nan))
+    with pytest.raises(UserError, match=r"(?s)within steps \[0, 1\] .*--resume changed --lr 3e-02") as error:
+        run(task, tmp_path, GROUP)
+    assert "at learning rate 0.00e+00" in str(error.value)
+
+
+def test_features_that_a_soup_needs_after_the_last_epoch_may_run_out_of_memory_too(tmp_path: Path) -> None:
+    scores, soup = [(0.5, 1.0), (0.6, 1.0), (0.6, 0.9)], Means(soup=2)
+    run(Line(scores=(*scores, scores[2])), tmp_path, means=soup)
+    state, _ = StateStore(tmp_path / "state").load()
+    assert state["position"]["epoch"] == EPOCHS
+    asked: list[int] = []
+
+    def prepare(micro_batch_size: int, _go_on: Callable[[], bool]) -> bool:
+        asked.append(micro_batch_size)
+        if micro_batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return True
+
+    kept: list[Soup] = []
+    task = Line(scores=(scores[2],))
+    assert run(task, tmp_path, means=soup, state=state, prepare=prepare, on_soup=kept.append) == []
+    assert asked == [4, 2] and kept[0].epochs == (3, 2)
 
 
 # (accuracy, loss) of the three epochs; the flags of the kept ones

@@ -25,6 +25,7 @@ from sklearn.metrics import accuracy_score
 import train
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
+from pipeline.folds.bases import share_base
 from pipeline.ranks import NAMES
 from pipeline.targets.target import Target
 from pipeline.unfinished import resume_command
@@ -292,6 +293,7 @@ def test_a_fold_that_fails_is_named_with_its_message(
         (["--folds", "22"], "only 21 labelled rows"),
         (["--folds", "3", "--fold", "4"], "--fold 4: a number from 1 to 3"),
         (["--fold", "2"], "--fold 2: only with --folds K"),
+        (["--fold", "0"], "--fold 0: only with --folds K"),
         (["--parallel", "2"], "--parallel 2: only with --folds K"),
         (["--folds", "3", "--fold", "1", "--parallel", "2"], "one fold is one process"),
         (["--folds", "3", "--parallel", "-1"], "--parallel -1: at least 1"),
@@ -304,6 +306,24 @@ def test_flags_that_make_no_sense(
     with pytest.raises(UserError) as caught:
         train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", *flags))
     assert says in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_runs_that_answer_questions_share_both_backbones(tmp_path: Path) -> None:
+    for run, text in (("a", "text"), ("b", "text"), ("c", "other")):
+        for name, content in (("model_bert", text), ("model_lora", "adapter"), ("model_vit", "image")):
+            (tmp_path / run / name).mkdir(parents=True)
+            (tmp_path / run / name / "model.safetensors").write_text(content)
+    share_base(tmp_path / "a", (tmp_path / run for run in "cb"))
+    same = {
+        name: [
+            (tmp_path / "a" / name / "model.safetensors").samefile(
+                tmp_path / run / name / "model.safetensors"
+            )
+            for run in "bc"
+        ]
+        for name in ("model_bert", "model_lora", "model_vit")
+    }
+    assert same == {"model_bert": [True, False], "model_lora": [False, False], "model_vit": [False, True]}
 
 
 def test_torchrun_is_refused(

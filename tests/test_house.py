@@ -43,7 +43,7 @@ WINGS = {
         "addresses budget archives sessions transfer download whole release_file release_contents "
         "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows stacks "
         "channels pixel_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents hdf5_files "
-        "dicom containers originals install"
+        "dicom containers originals data_folder set_install install"
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "

@@ -138,6 +138,18 @@ def test_a_bad_test_image_still_has_its_row_and_is_counted(trained: Path, tmp_pa
         predict(tmp_path)
 
 
+def test_a_results_file_of_questions_is_refused_before_anything_is_predicted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results.json"
+    output.write_text("[]")
+    with pytest.raises(UserError, match=r"results\.json: JSON results are for questions"):
+        inference.main(
+            ["--model", str(trained / "run"), "--data", str(trained / "data"), "--output", str(output)]
+        )
+    assert "32 x 32 px" not in capsys.readouterr().out and list(tmp_path.iterdir()) == [output]
+
+
 def test_the_former_file_is_kept_until_it_was_submitted(
     trained: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -16,6 +16,7 @@ from pipeline.competition.facts import read_facts, write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
 from pipeline.fetch import arrival, install, staging
 from pipeline.kaggle import cli, submit
+from pipeline.kaggle.remembered import remembered_slug
 
 
 def image() -> bytes:
@@ -97,7 +98,7 @@ def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
     assert install.main(["--competition", "https://www.kaggle.com/competitions/glyphs/data"]) == 0
     assert server.asked("DownloadDataFiles") == [{"competitionName": "glyphs"}]
     assert installed(data_dir) == sorted([*UNPACKED, "extra.7z", "extra.rar"])
-    assert install.remembered_slug(data_dir) == "glyphs"
+    assert remembered_slug(data_dir) == "glyphs"
     output = "".join(capfd.readouterr())
     assert re.search("stays packed, .*: extra.rar", output) and "extra.7z stays packed: " in output
     assert "train: 4 images, 2 classes" in output and "cannot be read" not in output
@@ -162,9 +163,7 @@ def test_name_remembered_by_hand_is_no_competition(archive, data_dir, name, text
         install.main(FLAGS)
     (data_dir / name).write_text(text.format("glyphs"))
     assert install.main(FLAGS) == 0
-    assert (data_dir / name).read_text() == text.format("glyphs") and install.remembered_slug(
-        data_dir
-    ) == "glyphs"
+    assert (data_dir / name).read_text() == text.format("glyphs") and remembered_slug(data_dir) == "glyphs"
 
 
 def test_what_a_person_wrote_of_the_competition_stays(archive, data_dir):
@@ -181,7 +180,7 @@ def test_not_understood_is_said_and_kept(archive, data_dir, capsys):
     assert install.main(FLAGS) == 0
     assert "cannot be read as an image classification competition yet" in capsys.readouterr().out
     assert installed(data_dir) == ["README.md", "competition-2.yaml", "competition.yaml", "sounds.bin"]
-    assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and install.remembered_slug(
+    assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and remembered_slug(
         data_dir
     ) == "glyphs"
 
@@ -234,16 +233,16 @@ def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir,
 def test_broken_memory_is_named(data_dir, name, text):
     (data_dir / name).write_text(text)
     with pytest.raises(UserError, match=re.escape(name)):
-        install.remembered_slug(data_dir)
+        remembered_slug(data_dir)
 
 
 @pytest.mark.parametrize("slug", ["glyphs", "007", "1e5", "on", "null"])
 def test_any_name_is_remembered_as_it_is(data_dir, slug):
     write_slug(data_dir, "another")
     write_slug(data_dir, slug)
-    assert install.remembered_slug(data_dir) == slug
+    assert remembered_slug(data_dir) == slug
     write_slug(data_dir / "new", slug)
-    assert install.remembered_slug(data_dir / "new") == slug
+    assert remembered_slug(data_dir / "new") == slug
 
 
 def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):

@@ -123,6 +123,10 @@ def test_later_the_best_epoch_so_far_predicts(
     arguments = ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
     assert inference.main(arguments) == 0
     assert "best epoch so far" in capsys.readouterr().out
+    assert inference.main([*arguments, "--tta", "scale"]) == 0
+    assert "views scale: gain on validation rows not known" in capsys.readouterr().out
+    assert inference.main([*arguments, "--tta", "auto"]) == 0
+    assert "not finished, so no view is used" in capsys.readouterr().out
 
 
 def _stopping(finish):

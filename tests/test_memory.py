@@ -384,5 +384,25 @@ def test_memory_that_torch_holds_already_is_there_for_the_step(monkeypatch: pyte
     assert estimate.largest_micro_batch(memory, torch.device("cuda"), 16) == 8
 
 
+@pytest.mark.parametrize(("rank", "copies"), [(4, 4), (0, 5 * 4)])
+def test_the_disk_counts_the_copies_of_epochs(
+    rank: int, copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 5 numbers one is trained. A state holds it, its gradient and Adam's two moments."""
+    model = nn.Linear(4, 1)
+    model.weight.requires_grad_(False)
+    keys = {"lora.rank": rank, "checkpoint.keep_every": 10}
+    whole = load_recipe("beit-large-384-lora", keys)
+    none = load_recipe("beit-large-384-lora", {**keys, "checkpoint.keep_every": 0})
+    assert estimate.check_disk(tmp_path, model, none, 25) == 5 * 4 + copies + 3 * 4 * 4 + 50_000_000
+    assert estimate.check_disk(tmp_path, model, whole, 25) == 5 * 4 + 3 * copies + 3 * 4 * 4 + 50_000_000
+
+
+def test_where_memory_is_not_known_the_batch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no /proc/meminfo."""
+    monkeypatch.setattr(estimate, "device_memory", lambda _device: 0)
+    assert estimate.largest_micro_batch(Memory(1, 0, 0, 0, 10), torch.device("cpu"), 24) == 24
+
+
 def test_total_adds_up() -> None:
     assert Memory(1, 20, 300, 4_000, 50_000).total(3) == 154_321

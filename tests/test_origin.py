@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.kaggle import cli, submit
 from pipeline.submission.belonging import check_belongs, unknown_labels
-from pipeline.submission.origin import MADE_BY, find_origin, record_origin
+from pipeline.submission.origin import MADE_BY, find_origin, find_origins, record_origin
 from pipeline.targets.target import Target, multiclass
 
 FRUIT = {"apple": (200, 40, 40), "lemon": (220, 210, 60), "lime": (90, 200, 60)}
@@ -196,6 +197,9 @@ def test_a_record_that_was_cut_off_costs_no_other_and_one_that_cannot_be_written
     output.write_text("id,label\n")
     record_origin(output, [maker], "data")
     assert find_origin(output).names == ("a",) and capsys.readouterr().out == ""
+    with (tmp_path / MADE_BY).open("a") as file:  # written by hand: it names no run
+        file.write(json.dumps({"sha256": files.sha256(output)}) + "\n")
+    assert [origin.names for origin in find_origins(output)] == [("a",)]
     (tmp_path / MADE_BY).unlink()
     (tmp_path / MADE_BY).mkdir()  # cannot be opened as a file
     record_origin(output, [maker], "data")

@@ -133,6 +133,24 @@ def test_the_plan_is_a_file_and_a_command_that_runs(
     assert Path("plan-bob's birds.yaml").read_text() == again and Path("plan-bob's birds-2.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--epochs", "2", "--image-size", "24", "--batch-size", "2.0"],
+        ["--set", "epochs=2", "--set", "image_size=24", "--set", "batch_size=2"],
+    ],
+    ids=["flags", "keys"],
+)
+def test_what_is_given_stays_whatever_the_spelling(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys, monkeypatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan(competition, tiny_backbone, *words) == 0
+    recipe = load_recipe("plan-data.yaml")
+    assert (recipe.epochs, recipe.image_size, recipe.batch_size) == (2, 24, 2)
+    assert "24 px (as given)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_plan_with_folds_is_trained(
     tmp_path: Path, competition: Path, tiny_backbone: Path, capsys, monkeypatch
@@ -182,9 +200,10 @@ def test_the_head_alone_where_more_does_not_fit(
 
 def test_flags_that_make_no_sense_beside_a_plan(competition: Path, tiny_backbone: Path) -> None:
     with pytest.raises(UserError) as caught:
-        plan(competition, tiny_backbone, "--resume", "--dry-run", "--folds", "1")
-    assert re.findall(r"--resume|--dry-run|--folds 1", str(caught.value)) == [
+        plan(competition, tiny_backbone, "--resume", "--dry-run", "--max-minutes", "0", "--folds", "1")
+    assert re.findall(r"--resume|--dry-run|--max-minutes|--folds 1", str(caught.value)) == [
         "--resume",
         "--dry-run",
+        "--max-minutes",
         "--folds 1",
     ]

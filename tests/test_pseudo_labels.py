@@ -22,6 +22,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
 from pipeline.folds.plan import read_folds
 from pipeline.report.page import build_report
+from pipeline.tables import load_table
 
 FLAGS = ["--epochs", "1", *TINY_RUN]
 
@@ -202,3 +203,20 @@ def test_a_resumed_run_takes_the_same_rows_or_refuses(
     path.write_text(f"id,label\n{ids[0]},red\n{ids[1]},blue\n")
     resume(data, tmp_path / "run")
     assert read_json(tmp_path / "run/run.json")["pseudo_labels"]["rows"] == 2
+
+
+def test_an_image_that_is_skipped_moves_the_split_before_the_models_are_chosen(
+    first: tuple[Path, Path], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """The second round validates the rows of the first one, as they are split without that image."""
+    data = shutil.copytree(first[0], tmp_path / "data")
+    sorted((data / "train").rglob("*.png"))[0].write_bytes(b"damaged")
+    words = ["--data", str(data), "--backbone", str(tiny_backbone), *FLAGS, "--set", "data.val_fraction=0.25"]
+    words += ["--set", "data.skip_bad_images=true"]
+    train.main([*words, "--output", str(tmp_path / "a")])
+    predict(data, tmp_path / "a", tmp_path)
+    more = ["--set", f"data.pseudo_labels={tmp_path / 'a'}", "--set", "data.pseudo_threshold=0.1"]
+    train.main([*words, *more, "--output", str(tmp_path / "b")])
+    one, other = (load_table(tmp_path / run / "val_predictions.csv").column("id") for run in "ab")
+    assert one == other
+    assert read_json(tmp_path / "b/run.json")["pseudo_labels"]["models"] == [str(tmp_path / "a")]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_competition
+from conftest import COLOURS, colour_patch, make_competition
 
 import train
 from pipeline.errors import Interrupted, UserError, run_command
@@ -121,6 +121,17 @@ def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_p
     assert state["position"]["row"] == 2  # the micro-batch at hand was finished
     assert resume(whole / "data", output) == 0
     assert_same(output, whole / "run")
+
+
+def test_max_minutes_counts_the_time_before_the_first_step_too(
+    whole: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """A session that ends does not wait until the images were checked and the model was built."""
+    args = train.parse([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--max-minutes", "30"])
+    with pytest.raises(Interrupted, match="--max-minutes"):
+        train.train_one(args, "python train.py", started=time.perf_counter() - 3600)
+    state, _ = StateStore(tmp_path / "run" / "state").load()
+    assert state["position"]["row"] == 2  # the micro-batch at hand was finished
 
 
 def test_the_same_command_with_resume_goes_on(
@@ -249,11 +260,50 @@ def assert_same_but_paths(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"]
+    "argument",
+    [
+        *("--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"),
+        # Other groups of weights, and saved moments are matched to weights by their order
+        *("--set=optimizer.layer_decay=0.5", "--set=lora.b_lr_scale=16"),
+    ],
 )
 def test_what_the_weights_do_not_fit_is_refused_even_so(interrupted: Path, argument: str) -> None:
+    before = (interrupted / "run/state/start.json").read_bytes()
     with pytest.raises(UserError, match=r"weights do not fit"):
         go_on(interrupted, "changed", argument)
+    assert (interrupted / "run/state/start.json").read_bytes() == before  # it can still be resumed
+
+
+def test_a_batch_size_given_on_resume_is_that_of_the_next_one_too(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["--data", str(whole / "data"), "--output", str(tmp_path / "run"), "--max-minutes", "0"]
+    auto = [*words, "--backbone", str(tiny_backbone), "--batch-size", "auto", "--accumulation-steps", "3"]
+    for more in (auto, [*words, "--resume", "changed", "--batch-size", "2"], [*words, "--resume"]):
+        with pytest.raises(Interrupted):
+            train.main([*more, "--epochs", "3", "--precision", "fp32"])
+    assert capsys.readouterr().out.count("(2 at a time)") == 2
+
+
+def test_an_image_less_of_an_id_with_several_is_no_exact_continuation(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for patient in range(4):
+            for view in range(2):
+                path = data / "train" / f"{name}{patient}_{view}.png"
+                colour_patch(path, colour, 100 * number + 10 * patient + view)
+    labels = [f"{name}{patient},{name}" for name in COLOURS for patient in range(4)]
+    (data / "train.csv").write_text("\n".join(["id,label", *labels]) + "\n")
+    words = flags(data, tiny_backbone, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train.main([*words, "--max-minutes", "0"])
+    (data / "train/red1_0.png").unlink()
+    with pytest.raises(UserError, match=r"1 id with more or fewer images: 'red1' from 2 to 1"):
+        resume(data, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train.main([*words, "--resume", "changed", "--max-minutes", "0"])
 
 
 def test_changed_data_is_refused_row_by_row_unless_accepted(interrupted: Path, capsys) -> None:

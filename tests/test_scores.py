@@ -20,7 +20,7 @@ from pipeline.submission.answer_grading import score_answers
 from pipeline.submission.grading import score_predictions
 from pipeline.submission.score import main
 from pipeline.submission.solution import Scores
-from pipeline.submission.write import write_results_json
+from pipeline.submission.write import is_results_json, write_results_json
 from pipeline.targets.target import multiclass
 
 TRUTH = [
@@ -173,7 +173,9 @@ def test_the_official_results_file(tmp_path: Path) -> None:
         {"question_id": 7, "answer": "yes"},
     ]
     with pytest.raises(UserError, match=r"q\.json: .*name a \.csv file: --output predictions\.csv"):
-        write_results_json(tmp_path / "q.json", competition(tmp_path, "classification"), predictions)
+        is_results_json(tmp_path / "q.json", competition(tmp_path, "classification"))
+    assert not is_results_json(tmp_path / "q.csv", competition(tmp_path, "classification"))
+    assert is_results_json(tmp_path / "q.json", competition(tmp_path))
     with pytest.raises(UserError, match="'7'"):
         write_results_json(
             tmp_path / "q.json", competition(tmp_path), Predictions(("12",), probs[:1], predictions.target)

@@ -395,6 +395,14 @@ def test_a_blend_with_one_of_the_folds_alone_is_judged_on_parts_of_its_rows(
     assert "next: python inference.py --model " in said
 
 
+def test_a_member_that_is_named_twice_is_refused(runs: Path, tmp_path: Path) -> None:
+    """run.json holds one weight for each folder, so the blend would not be the one that was scored."""
+    for names in (["folds"], ["folds", "folds"], ["folds", "swin", "swin/../folds"]):
+        with pytest.raises(UserError, match="each named once"):
+            blend.main(["--runs", *(str(runs / name) for name in names), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -> None:
     other = shutil.copytree(runs / "swin", tmp_path / "swin")
     record = read_json(other / "run.json")

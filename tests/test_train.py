@@ -306,6 +306,16 @@ def test_batch_size_auto_keeps_the_effective_batch(
     assert "of 8 images (8 at a time)" in capsys.readouterr().out
 
 
+def test_batch_size_auto_is_the_recipes_where_memory_is_not_known(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """It was one image at a time."""
+    monkeypatch.setattr("pipeline.training.estimate.device_memory", lambda _device: 0)
+    more = ["--dry-run", "--batch-size", "auto", "--accumulation-steps", "2", "--set", "batch_size=4"]
+    train.main(arguments(competition, tiny_backbone, tmp_path / "run", *more))
+    assert "of 8 images (4 at a time)" in capsys.readouterr().out
+
+
 @pytest.fixture
 def swin_backbone(tmp_path: Path) -> Path:
     """A Swin whose first weight, which decides what transformers takes for the model's dtype, belongs to a

@@ -61,14 +61,13 @@ def announce(
     from pipeline.training.estimate import (
         check_disk,
         check_fits,
+        device_memory,
         idle_share,
         largest_micro_batch,
         seconds_per_image,
     )
     from pipeline.training.gradients import is_exact
     from pipeline.training.image_sizes import relative_cost
-    from pipeline.training.means import Means
-    from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import epochs_of
     from pipeline.training.sharding import is_shared_out
 
@@ -87,10 +86,10 @@ def announce(
         memory = replace(memory, gradients=memory.gradients * (processes.count + 2))
     micro_batch_size, share = recipe.batch_size, max(recipe.effective_batch_size // processes.count, 1)
     if args.batch_size == "auto":
-        before = (
-            0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
-        )  # a resumed run keeps its size if it fits
-        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, before or share))
+        most = share if device_memory(compute.device) else micro_batch_size
+        if session.resumed_run is not None:  # a resumed run keeps its size if it fits
+            most = session.resumed_run.start.get("micro_batch_size") or most
+        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, most))
     checkpointed = (
         None
         if recipe.activation_checkpointing
@@ -119,21 +118,20 @@ def announce(
     lines = advise(
         recipe,
         schedule,
-        task.num_train,
-        task.num_scored,
-        classes,
-        build.new_head,
-        target["kind"],
-        task.num_val / max(task.num_scored, 1),
-        args.fold is None and session.resumed_run is None and not build.stated_split,
-        build.num_pseudo,
+        num_train=task.num_train,
+        num_val=task.num_scored,
+        num_classes=classes,
+        new_head=build.new_head,
+        kind=target["kind"],
+        images_each=task.num_val / max(task.num_scored, 1),
+        new_split=args.fold is None and session.resumed_run is None and not build.stated_split,
+        num_pseudo=build.num_pseudo,
     )
     if target["kind"] == "continuous":
         lines += moved_coordinates(recipe.augmentation, task.class_names)
     for line in lines:
         print(f"  {line}")
-    copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
-    disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
+    disk = check_disk(output, task.model, recipe, epochs)
     sizes = (
         f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     )

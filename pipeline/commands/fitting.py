@@ -89,7 +89,6 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     )
     baseline = task.baseline()
     facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
-    probing = time.perf_counter()
     frozen = features or (Features(task, compute) if recipe.task == "classification" else None)
     if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
         facts["floor"] = floor
@@ -102,7 +101,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     if shared_out:  # after the first process has saved the weights the run begins with
         compute = shard(task.model, compute)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    spent = (time.perf_counter() - probing) / 60
+    spent = (time.perf_counter() - session.started) / 60  # --max-minutes is for the whole command
     watches = (
         Watch(baseline, task.best_metric, task.higher_is_better, task.num_scored, schedule),
         FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
@@ -161,18 +160,18 @@ def begin(
 
     output, task, resumed_run = session.output, build.task, session.resumed_run
     store, state = StateStore(output / "state"), None
+    flags = {"data": session.args.data}
+    if session.args.batch_size is not None:
+        flags["batch_size"] = session.args.batch_size
     if resumed_run is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"the earlier files of {output} were moved to {moved}")
         write_rows(output, task.split_rows())  # first: a folder with a state/ is not taken for a release
         task.save(output, initial=True)
-        facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
-        facts["conversion"] = conversion_of(Path(session.args.data))
+        facts = facts | flags | {"conversion": conversion_of(Path(session.args.data))}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
-        start = resumed_run.go_on(
-            session.recipe, schedule, task.split_rows(), session.command, session.args.data
-        )
+        start = resumed_run.go_on(session.recipe, schedule, task.split_rows(), session.command, flags)
         state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.commands.session import asked_recipe
+from pipeline.commands.session import asked_recipe, given_keys
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, human_time, versioned, write_text
 from pipeline.ranks import world_size
@@ -70,10 +70,17 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     check_recipe(recipe)
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)
-    bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
+    given = given_keys(args)  # what is given stays
+    bench = Bench(
+        recipe,
+        competition,
+        has_fixed_size=given.get("image_size") is not None,
+        batch_size=recipe.batch_size if "batch_size" in given else None,
+    )
+    epochs = recipe.epochs if "epochs" in given else None
     # Otherwise the data give split or folds
     may_fold = recipe.task == "classification" and not competition.split and not competition.folds
-    limits = Limits(deadline, rows, args.epochs, args.folds, may_fold)
+    limits = Limits(deadline, rows, epochs, args.folds, may_fold)
     found = propose(limits, bench.paces())
     if found is None:
         whole, bench = bench, bench.of_head() or bench
@@ -104,7 +111,7 @@ def check_flags(args: argparse.Namespace) -> None:
     problems = [
         f"{flag}: cannot be combined with --plan, which does not train"
         for flag, value in asked.items()
-        if value
+        if value is not None and value is not False
     ]
     problems += (
         [f"--folds {args.folds}: expected 2 or more"] if args.folds is not None and args.folds < 2 else []
@@ -124,14 +131,16 @@ def rows_of(recipe: Recipe, competition: Competition) -> Rows:
 class Bench:
     """Measures the recipe at several image sizes, each when it is first needed.
 
-    `build`: the newest model. Earlier ones are freed: they would take the GPU's memory from what is measured.
+    `has_fixed_size`: only at the recipe's. `batch_size`: rows at a time; None: as many of the recipe's as fit
+    in memory. `build`: the newest model. Earlier ones are freed: they would take the GPU's memory from what
+    is measured.
     """
 
     def __init__(
-        self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None
+        self, recipe: Recipe, competition: Competition, has_fixed_size: bool, batch_size: int | None
     ) -> None:
-        self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
-        self.batch_size = int(fixed_batch) if fixed_batch and fixed_batch != "auto" else None
+        self.recipe, self.competition, self.has_fixed_size = recipe, competition, has_fixed_size
+        self.batch_size = batch_size
         self.costs: dict[int, StepCost] = {}  # by image size
         self.build: Build | None = None
         self.known: dict[int, Pace] = {}
@@ -144,14 +153,14 @@ class Bench:
         return f"on {next(iter(self.costs.values())).compute.describe()}"
 
     def paces(self) -> Iterator[Pace]:
-        """Yield the pace at each image size, from the backbone's own down.
+        """Yield the pace at each image size, from the recipe's (or the backbone's own) down.
 
-        With --image-size only at that size.
+        With a fixed size only at that one.
         """
         from pipeline.training.deadline import smaller_sizes
 
         yield self.measured(self.recipe.image_size)
-        if self.fixed_size or self.recipe.task != "classification":
+        if self.has_fixed_size or self.recipe.task != "classification":
             return
         config = getattr(self.build.task.model, "config", None)
         patch = getattr(config, "patch_size", None)
@@ -197,7 +206,7 @@ class Bench:
         if self.recipe.task != "classification":
             return None
         self.build = None
-        bench = Bench(head_recipe(self.recipe), self.competition, self.fixed_size, self.batch_size)
+        bench = Bench(head_recipe(self.recipe), self.competition, self.has_fixed_size, self.batch_size)
         bench.own_size, bench.start_seconds = self.own_size, self.start_seconds
         bench.measured(min(self.costs))
         [cost] = bench.costs.values()
@@ -271,12 +280,12 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     recipe = planned_recipe(bench, found, path.stem)
     cost = bench.costs[found.pace.image_size]
     pace = found.pace
-    why = (
-        "the backbone's own"
-        if pace.image_size == bench.own_size
-        else f"at {bench.own_size} px there is too little time"
-    )
-    why = "from --image-size" if args.image_size else why
+    if bench.has_fixed_size:
+        why = "as given"
+    elif pace.image_size != bench.own_size:
+        why = f"at {bench.own_size} px there is too little time"
+    else:
+        why = "the recipe's" if bench.recipe.image_size else "the backbone's own"
     alone = "; there is no time to train more than the head" if found.head_alone else ""
     steps = (
         f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} "

@@ -76,24 +76,36 @@ def open_session(
     return None if recipe is None else Session(args, recipe, resumed_run, output, command, started)
 
 
+def given_keys(args: argparse.Namespace) -> dict[str, Any]:
+    """Return {recipe key: value} of the command line, not checked; --set replaces other flags.
+
+    `--batch-size auto` is left out: the recipe's step is cut into parts as large as fit in memory (see
+    `announce`). With --backbone alone `image_size` is None: the backbone's own.
+
+    Raises:
+        UserError: a --set is not KEY=VALUE.
+    """
+    from pipeline.config import parse_assignments
+
+    given = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items()}
+    given = {key: value for key, value in given.items() if value is not None}
+    if args.backbone and args.image_size is None:
+        given["image_size"] = None
+    if args.batch_size == "auto":
+        del given["batch_size"]
+    return given | parse_assignments(args.set)
+
+
 def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
     """Return the recipe of the command line. With `stored`, the flags are applied to that recipe.
 
     Raises:
         UserError: the recipe is wrong.
     """
-    from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
+    from pipeline.config import DEFAULT_RECIPE, load_recipe, validate_recipe
     from pipeline.naming import run_name
 
-    overrides = {
-        key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None
-    }
-    if args.backbone and args.image_size is None:
-        overrides["image_size"] = None  # the backbone's own
-    # The recipe's step, cut into parts as large as fit in memory (see `announce`)
-    if args.batch_size == "auto":
-        del overrides["batch_size"]
-    overrides |= parse_assignments(args.set)
+    overrides = given_keys(args)
     if stored is not None:
         return validate_recipe(stored, overrides, "--resume")
     recipe = load_recipe(args.recipe or DEFAULT_RECIPE, overrides)

@@ -88,9 +88,9 @@ def choose_step(
         check_memory,
     )
     # A graph is compiled for one size of image
-    compile = False if recipe.schedule.image_sizes else recipe.compile
+    choice = False if recipe.schedule.image_sizes else recipe.compile
     compiled, other = try_compile(
-        task, compute, compile, micro_batch_size, train_seconds, before.get("compiled")
+        task, compute, choice, micro_batch_size, train_seconds, before.get("compiled")
     )
     print("".join(f"  {line}\n" for line in (note, other) if line), end="")
     return {"attention": attention, "compiled": compiled}

@@ -5,26 +5,25 @@ folder, as images.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from pipeline import files
-from pipeline.competition.facts import SET_RECORD, write_slug
+from pipeline.competition.facts import write_slug
 from pipeline.competition.folders import unpack_command
-from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
-from pipeline.fetch import arrival, containers, originals, public_sets, set_layout, staging
+from pipeline.fetch import arrival, containers, originals, public_sets, staging
+from pipeline.fetch.data_folder import no_room, understood
 from pipeline.fetch.pixels import SMALLEST_SIDE
+from pipeline.fetch.set_install import install_set
 from pipeline.kaggle import cli
-from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
+from pipeline.kaggle.remembered import REMEMBERED
 from pipeline.lock import holding_folder
 from pipeline.shapes import TEXT, read_object, read_shaped
-from pipeline.wording import listed, nearest
+from pipeline.wording import nearest
 
 READY_RECORD = "ready.json"  # in a work folder: the source of the prepared content, and lines to print
 FROM_DIR = ".from.download"  # in the data folder: work folder for a download made by hand
@@ -102,7 +101,7 @@ def _install(args: argparse.Namespace, data_dir: Path, wishes: containers.Wishes
         slug = cli.clean_slug(args.competition)
         if not arrival.arriving(_work_dir(data_dir, slug)):
             raise_all(
-                [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
+                [*cli.not_ready(), *no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
             )
         install(slug, data_dir, wishes)
 
@@ -129,7 +128,7 @@ def take(
     _check_begun(begun, record, data_dir)
     if not begun:
         raise_all(
-            _no_room(data_dir, source.name or str(source.resolve()), yes, besides=source),
+            no_room(data_dir, source.name or str(source.resolve()), yes, besides=source),
             f"{source} cannot be put into {data_dir}:",
         )
         if not _is_ready(work_dir, record):
@@ -231,61 +230,11 @@ def _tell(data_dir: Path, work_dir: Path) -> None:
     if record.is_file():
         notes = read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", [])
     arrival.done(work_dir)
-    summary, problem = _understood(data_dir)
+    summary, problem = understood(data_dir)
     for note in [*notes, *summary]:
         print(f"  {note}")
     if problem:
         print(f"Its files cannot be read as an image classification competition yet: {problem}")
-
-
-def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
-    """Make `data_dir` the competition folder of a public set, and print how it is read and what to do next.
-
-    Nothing is changed if it is that set already. Partial downloads in a hidden folder of `data_dir` are
-    resumed.
-
-    Raises:
-        UserError: there is no such set, the folder is in use, or the download failed; nothing was moved.
-        Interrupted: Ctrl-C.
-    """
-    public_set = public_sets.find(name)
-    work_dir = data_dir / f".{name}.download"
-    laid_out = work_dir / "laid_out"
-    try:
-        if _set_there(data_dir) != name:
-            raise_all(_no_room(data_dir, name, yes), f"{name} cannot be downloaded yet:")
-            print(f"{name}: {public_set.about}", flush=True)
-            set_layout.download(public_set, work_dir)
-            shutil.rmtree(laid_out, ignore_errors=True)
-            set_layout.lay_out(name, work_dir, laid_out)
-            _move_set_in(laid_out, data_dir)
-            print(f"{name} is in {data_dir}")
-        elif laid_out.exists():  # the move was interrupted; the record is the first file to be moved
-            _move_set_in(laid_out, data_dir)
-            print(f"{name} is in {data_dir}")
-        else:
-            print(f"{name} is in {data_dir} already")
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues") from None
-    finally:
-        if work_dir.is_dir() and not any(work_dir.iterdir()):
-            work_dir.rmdir()
-    shutil.rmtree(work_dir, ignore_errors=True)
-    for note in read_layout(data_dir).notes:
-        print(f"  {note}")
-    for recipe in public_set.recipes:
-        print(f"  python train.py --recipe {recipe} --data {quote(str(data_dir))}")
-    print(
-        f"  python inference.py --data {quote(str(data_dir))} && make score "
-        f"SOLUTION={quote(str(data_dir / set_layout.SOLUTION))}"
-    )
-
-
-def _set_there(data_dir: Path) -> str | None:
-    """Return the public set in `data_dir`; None if it holds none."""
-    path = data_dir / SET_RECORD
-    value = files.read_json(path) if path.is_file() else None
-    return value.get("dataset") if isinstance(value, dict) else None
 
 
 def install(
@@ -352,102 +301,12 @@ def _download(slug: str, folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -> list[str]:
-    """Return why nothing may be put into `data_dir`; empty if it is free.
-
-    The archive `besides` may be in it.
-    """
-    elsewhere = f"name another folder: --data {quote('data_' + slug)}"
-    if data_dir.exists() and not data_dir.is_dir():
-        return [f"{data_dir} is a file; {elsewhere}"]
-    found = [
-        name
-        for name in _visible(data_dir)
-        if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
-    ]
-    if not found:
-        return _records_left(data_dir)
-    slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)
-    memory = next((name for name in MEMORIES if name in found), None)
-    others = [name for name in found if name not in MEMORIES]
-    if set_there or _understood(data_dir)[0] or (slug_there and others):
-        if set_there:
-            holds = f"the set {set_there!r}"
-        elif slug_there:
-            holds = f"the competition {slug_there!r}"
-        else:
-            holds = "a competition"
-        return [f"{data_dir} already holds {holds}; {elsewhere}"]
-    if slug_there not in (None, slug):
-        return [f"{data_dir / memory} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
-    if left := _records_left(data_dir):
-        return left
-    if not others or yes or agreed(f"{data_dir} holds {_few(others)}. Put {slug} beside them? [y/N] "):
-        return []
-    return [
-        f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or "
-        f"{elsewhere}"
-    ]
-
-
-def _records_left(data_dir: Path) -> list[str]:
-    """Return why hidden records forbid to put another competition into `data_dir`; empty without any."""
-    names = [name for name in (containers.CONVERTED, originals.ORIGINALS) if os.path.lexists(data_dir / name)]
-    paths = " ".join(quote(str(data_dir / name)) for name in names)
-    told = f"{data_dir} holds {listed(names)} of an earlier download, which is not there: rm -r {paths}"
-    return [told] if names else []
-
-
-def _visible(data_dir: Path) -> list[str]:
-    """Return names in the folder that count as content: not hidden, no README, and not a public set in its
-    own folder.
-    """
-    if not data_dir.is_dir():
-        return []
-    names = sorted(
-        name
-        for name in os.listdir(data_dir)
-        if not name.startswith(".") and not name.upper().startswith("README")
-    )
-    return [name for name in names if not (data_dir / name / SET_RECORD).is_file()]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _downloaded(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file() and path.suffix != ".kaggle-partial"]
 
 
 def _received(folder: Path) -> int:
     return sum(path.stat().st_size for path in _downloaded(folder))
-
-
-def _move_set_in(unpacked: Path, data_dir: Path) -> None:
-    """Move everything in `unpacked` into `data_dir`, or nothing if a name is taken."""
-    if (unpacked / REMEMBERED).exists():
-        (unpacked / REMEMBERED).rename(files.versioned(unpacked / REMEMBERED))
-    entries = sorted(unpacked.iterdir())
-    taken = [
-        f"{data_dir / entry.name} exists already"
-        for entry in entries
-        if os.path.lexists(data_dir / entry.name)
-    ]
-    raise_all(taken, f"the download stays in {unpacked}; move these away or name another folder with --data:")
-    for entry in entries:
-        entry.rename(data_dir / entry.name)
-
-
-def _understood(data_dir: Path) -> tuple[tuple[str, ...], str]:
-    """Return the layout's notes on `data_dir`; or no notes and the reason why it cannot be read."""
-    problem = ""
-    for need in ("both", "train", "test"):
-        try:
-            return read_layout(data_dir, need=need).notes, ""
-        except UserError as error:
-            problem = problem or str(error)
-    return (), problem
 
 
 if __name__ == "__main__":

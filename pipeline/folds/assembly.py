@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.competition.corrections import corrected_score
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_array, replacing, write_json
+from pipeline.files import read_array, write_array, write_json
 from pipeline.folds.decisions import judge
 from pipeline.folds.plan import Plan, fold_command
 from pipeline.folds.prior import calibration
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
-from pipeline.run_names import OOF_TABLE, OOF_VALUES, RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import OOF_TABLE, OOF_VALUES, RECORD, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT, RunRecord, read_record
 from pipeline.tables import Table, guarded, load_table, restored, write_table
 from pipeline.targets.measures import histograms
@@ -37,7 +37,6 @@ _ASSEMBLE = (
     "--resume) or of the blend"
 )
 OOF_COLUMNS = ("id", "fold", "label", "predicted")
-PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,9 @@ def read_held(folder: Path) -> Held:
     if record is None:
         raise UserError(f"{folder} holds no finished run")
     table = load_table(folder / VAL_TABLE)
-    if table.columns != PREDICTION_COLUMNS:
+    if table.columns != VAL_COLUMNS:
         raise UserError(
-            f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found "
-            f"{', '.join(table.columns)}"
+            f"{table.path}: expected the columns {', '.join(VAL_COLUMNS)}, found {', '.join(table.columns)}"
         )
     cells = [list(map(restored, row)) for row in table.cells]
     return Held(record, cells, read_array(folder / VAL_VALUES, (len(cells), record.target.num_outputs)))
@@ -324,7 +322,7 @@ def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequ
 
     Each file is written completely or not at all.
     """
-    write_probabilities(output / OOF_VALUES, oof.values)
+    write_array(output / OOF_VALUES, oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [
         (guarded(row_id), str(fold), guarded(label), guarded(predicted))
@@ -343,18 +341,10 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
     order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
     write_table(
         output / VAL_TABLE,
-        PREDICTION_COLUMNS,
+        VAL_COLUMNS,
         [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order],
     )
-    write_probabilities(output / VAL_VALUES, values[order])
-
-
-def write_probabilities(path: Path, values: np.ndarray) -> None:
-    """Write (N, O) predictions as float32, completely or not at all."""
-    import numpy as np
-
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, values.astype(np.float32))
+    write_array(output / VAL_VALUES, values[order])
 
 
 def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, command: str) -> None:

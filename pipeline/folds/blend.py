@@ -16,13 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
-from pipeline.files import set_aside, write_json
-from pipeline.folds.assembly import (
-    PREDICTION_COLUMNS,
-    decide,
-    write_oof,
-    write_probabilities,
-)
+from pipeline.files import set_aside, write_array, write_json
+from pipeline.folds.assembly import decide, write_oof
 from pipeline.folds.members import Member, check_alike, common_rows, read_member, stacked
 from pipeline.folds.prior import calibration
 from pipeline.folds.team import in_order
@@ -30,7 +25,7 @@ from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen, 
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
-from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import RECORD, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
@@ -74,9 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         help="seed of the parts that judge the weights (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    if len({path.resolve() for path in args.runs}) < 2:
-        raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs")
-    if args.output.resolve() in {path.resolve() for path in args.runs}:
+    folders = [path.resolve() for path in args.runs]
+    if len(folders) < 2 or len(set(folders)) < len(folders):
+        raise UserError(
+            f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs, each named "
+            "once"
+        )
+    if args.output.resolve() in folders:
         raise UserError(f"--output {args.output} is one of the members: name another folder")
     members = [read_member(path) for path in args.runs]
     target, metric = members[0].record.target, members[0].record.metric
@@ -247,8 +246,8 @@ def _write_rows(output: Path, first: Member, blended: Predictions, labels: Seque
         )
         for row_id, label, said, sure in rows
     ]
-    write_table(output / VAL_TABLE, PREDICTION_COLUMNS, cells)
-    write_probabilities(output / VAL_VALUES, blended.values)
+    write_table(output / VAL_TABLE, VAL_COLUMNS, cells)
+    write_array(output / VAL_VALUES, blended.values)
 
 
 if __name__ == "__main__":

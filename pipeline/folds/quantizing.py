@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import ranks
 from pipeline.competition.facts import Asked, read_facts
 from pipeline.competition.layout import read_layout
-from pipeline.competition.rows import Row, images_digest
+from pipeline.competition.rows import Competition, Row, images_digest
 from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError
 from pipeline.folds.assembly import Held, read_held
@@ -23,6 +23,7 @@ from pipeline.run import Run
 from pipeline.run_names import INT8_DIR, VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
+from pipeline.tasks.apply import predict
 from pipeline.tasks.quantized import keep_quantized, note_made, read_made_of
 
 if TYPE_CHECKING:
@@ -37,14 +38,21 @@ SEED = 0
 Predict = Callable[[Run, Sequence[Row], str], Predictions]  # run, rows, engine
 
 
-def quantize_team(team: Team, data_dir: Path, predict: Predict) -> None:
+def quantize_team(
+    team: Team, data_dir: Path, competition: Competition, batch_size: int, precision: str
+) -> None:
     """Make the models in 8 bits that are missing, and print how far the predictions of each are from torch's.
 
-    `data_dir`: where training images are looked for if the run's own data folder is not there.
+    `data_dir`: where training images are looked for if the run's own data folder is not there. `competition`,
+    `batch_size`, `precision`: as for `predict`.
 
     Raises:
         UserError: a run answers questions, its training images are missing, or a package is.
     """
+
+    def predicted(run: Run, rows: Sequence[Row], engine: str) -> Predictions:
+        return predict(run, competition, batch_size, precision, given=rows, engine=engine)[0]
+
     for leaf in team.leaves:
         run = leaf.run
         if run.task != "classification":
@@ -53,14 +61,14 @@ def quantize_team(team: Team, data_dir: Path, predict: Predict) -> None:
             )
         made = read_made_of(run)
         if made is None or "validation" not in made:  # there is none, or the comparison was cut short
-            made = _quantize(run, data_dir, predict)
+            made = _quantize(run, data_dir, predicted)
         lines, warning = described(made)
         print("".join(f"  {line}\n" for line in lines), end="", flush=True)
         if warning:
             print(f"WARNING: {run.path}: {warning}", file=sys.stderr)
 
 
-def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
+def _quantize(run: Run, data_dir: Path, predicted: Predict) -> dict[str, Any]:
     from pipeline.models.int8_model import quantize, read_versions
     from pipeline.tasks.registry import task_module
 
@@ -90,9 +98,9 @@ def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
     made: dict[str, Any] = {"versions": versions, "calibration": calibration}
     keep_quantized(run, quantized, made)
     made["training_images"] = _differences(
-        run.target, *(predict(run, rows[:COMPARED], engine).values for engine in (TORCH, INT8))
+        run.target, *(predicted(run, rows[:COMPARED], engine).values for engine in (TORCH, INT8))
     )
-    made["validation"] = _validation(run, predict)
+    made["validation"] = _validation(run, predicted)
     note_made(run, run.path / INT8_DIR, made)
     return made
 
@@ -153,7 +161,7 @@ def _differences(target: Target, by_torch: np.ndarray, by_int8: np.ndarray) -> d
     return found
 
 
-def _validation(run: Run, predict: Predict) -> dict[str, Any] | None:
+def _validation(run: Run, predicted: Predict) -> dict[str, Any] | None:
     """Return both scores on the run's validation rows and the standard error; None where images miss."""
     if run.record is None or run.unfinished or not (run.path / VAL_TABLE).exists():
         return None
@@ -161,10 +169,10 @@ def _validation(run: Run, predict: Predict) -> dict[str, Any] | None:
     rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]
     if not rows or not all(row.path.exists() for row in rows):
         return None
-    return _scores(run, held, rows, predict)
+    return _scores(run, held, rows, predicted)
 
 
-def _scores(run: Run, held: Held, rows: list[Row], predict: Predict) -> dict[str, Any] | None:
+def _scores(run: Run, held: Held, rows: list[Row], predicted: Predict) -> dict[str, Any] | None:
     import numpy as np
 
     target, metric = run.target, run.metric
@@ -176,7 +184,7 @@ def _scores(run: Run, held: Held, rows: list[Row], predict: Predict) -> dict[str
     chosen = [row for row in rows if row.id in set(ids)]
     label_of = {row.id: row.label for row in chosen}
     truth, before = target.encode([label_of[name] for name in ids]), stored.aligned(ids).values
-    after = predict(run, chosen, INT8).aligned(ids).values
+    after = predicted(run, chosen, INT8).aligned(ids).values
     scores = [evaluate(metric, target, truth, values) for values in (before, after)]
     if None in scores:
         return None

@@ -23,7 +23,7 @@ from pipeline.lock import holding_folder
 from pipeline.ranks import world_size
 from pipeline.recipe import Recipe
 from pipeline.run import run_entries
-from pipeline.run_names import RECORD
+from pipeline.run_names import RECORD, START
 from pipeline.run_record import read_record, read_values
 from pipeline.training.resume import deciding_differences, refuse_changes
 from pipeline.wording import listed
@@ -116,7 +116,7 @@ def check_flags(args: argparse.Namespace) -> None:
         problems += [
             f"--{name} {value}: only with --folds K"
             for name, value in (("fold", args.fold), ("parallel", args.parallel))
-            if value
+            if value is not None
         ]
     elif args.folds < 2:
         problems.append(
@@ -150,7 +150,7 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
         return
     if start is not None:
         raise UserError(f"{output} holds unfinished folds: continue with --resume, or use another --output")
-    if (output / "state" / "start.json").exists() and not (output / RECORD).exists():
+    if (output / START).exists() and not (output / RECORD).exists():
         raise UserError(
             f"{output} holds an unfinished run of one model: finish it without --folds, or use another "
             "--output"

@@ -35,6 +35,7 @@ PredictSets = Callable[[Run, Sequence[Row], Sequence[tuple[str, ...]]], list[Pre
 VIEWS, AUTO = ("flip", "crops", "scale"), "auto"
 # scale: the middle, enlarged by this; crops: side of a corner crop as a share of the image
 ZOOM, CROP = 1.15, 0.875
+NO_GAINS = "validation images are missing, or a run is not finished"
 
 
 def parse_views(text: str | None) -> tuple[str, ...]:
@@ -185,7 +186,7 @@ def gains(
 ) -> dict[tuple[str, ...], float] | None:
     """Return how much each set of views improves the metric on the models' validation (or out-of-fold) rows.
 
-    Positive is better. None where those images are missing.
+    Positive is better. None where those images are missing, or a run is unfinished: its rows have no record.
 
     Raises:
         UserError: an error of `predict`.
@@ -195,7 +196,7 @@ def gains(
     truth, before, after = [], [], {views: [] for views in candidates}
     target = team.first.target
     for leaf in team.leaves:
-        if not (leaf.run.path / VAL_TABLE).exists():
+        if leaf.run.unfinished or not (leaf.run.path / VAL_TABLE).exists():
             return None
         held = read_held(leaf.run.path)
         rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]
@@ -239,7 +240,7 @@ def choose_views(
         shown = (
             f"{found[asked]:+.4f} {team.first.metric} (positive: better)"
             if found
-            else "not known: the validation images are missing"
+            else f"not known: {NO_GAINS}"
         )
         return asked, [f"views {'+'.join(asked)}: gain on validation rows {shown}"]
     if team.first.task != "classification":
@@ -247,7 +248,7 @@ def choose_views(
     allowed = [name for name in VIEWS if name != "flip" or all(may_flip(leaf.run) for leaf in team.leaves)]
     metric, found = team.first.metric, gains(team, [(name,) for name in allowed], predict)
     if found is None:
-        return (), ["--tta auto: the validation images are missing, so no view is used"]
+        return (), [f"--tta auto: {NO_GAINS}, so no view is used"]
     gaining = tuple(name for name in allowed if found.get((name,), 0) > 0)
     if len(gaining) > 1:  # views that gain alone may lose together
         found |= gains(team, [gaining], predict) or {}

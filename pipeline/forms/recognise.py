@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.errors import raise_all
 from pipeline.forms.form import FormKind, SubmissionForm
@@ -342,18 +341,3 @@ def _words(sample: Table, values: Sequence[str]) -> tuple[str, ...]:
     if not cells or are_numbers(cells) or not are_flags(cells):
         return ()
     return as_words(min(cells))
-
-
-def form_without_target(sample: Table, id_column: str) -> SubmissionForm:
-    """Return the form of answers to questions: one text per cell; the answers are not known yet.
-
-    Raises:
-        UserError: ids are empty or repeated, or there is not exactly one answer column.
-    """
-    ids = sample.column(id_column)
-    problems = _id_problems(ids, sample)
-    columns = tuple(name for name in sample.columns if name == id_column or not is_index_column(name))
-    if len(columns) != 2:
-        problems.append(f"an id column and one column of answers are needed; its columns: {quoted(columns)}")
-    raise_all(problems, f"{sample.path}:")
-    return SubmissionForm("label", columns, id_column, tuple(ids), Path(sample.path))

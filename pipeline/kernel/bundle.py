@@ -20,7 +20,7 @@ from pipeline.competition.facts import CompetitionFacts
 from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.containers import Converted
-from pipeline.files import human_size, read_json, set_aside, sha256, write_json
+from pipeline.files import human_size, set_aside, sha256, write_json
 from pipeline.folds.decisions import read_decision
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.prior import ESTIMATE
@@ -341,15 +341,3 @@ def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
             f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: "
             f"{' '.join(errors)[:400]}"
         )
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Return the checked bundle in `folder`.
-
-    Raises:
-        UserError: there is none, or it is not complete.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no bundle ({MANIFEST} is missing): make it, `make kernel`")
-    read_json(folder / MANIFEST)
-    return Bundle(folder, sha256(folder / MANIFEST), check_bundle(folder), is_new=False)

@@ -9,9 +9,7 @@ from pathlib import Path
 from pipeline.engines import ON_CPU, add_flags
 from pipeline.errors import UserError
 from pipeline.folds.finishing import DECISIONS
-from pipeline.kernel.slugs import (
-    ACCELERATORS,
-)
+from pipeline.kernel.slugs import ACCELERATORS
 
 KAGGLE_PYTHON = "3.12"  # version in Kaggle's image: Kaggle/docker-python#1546, March 2026
 OPENVINO_WHEELS = ("openvino>=2026.0", "openvino-telemetry")  # not in Kaggle's image
@@ -123,7 +121,7 @@ def parse_flags(argv: list[str] | None, description: str | None) -> argparse.Nam
     for name in ("batch_size", "images"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
-    if not 0 < args.hours <= 12 or math.isnan(args.hours):
+    if not 0 < args.hours <= 12:  # also NaN
         raise UserError(
             f"--hours {args.hours:g}: expected more than 0 and at most 12, Kaggle's longest session"
         )

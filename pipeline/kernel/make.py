@@ -25,7 +25,7 @@ from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
 from pipeline.folds.team import Team, gather
-from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_sets, predict_views
+from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_sets
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
 from pipeline.kernel.bundle import DATASET_METADATA, Bundle, Options, make_bundle, weights_digest
@@ -86,13 +86,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             end="",
         )
         if args.engine == INT8:
-            quantize_team(
-                team,
-                args.data,
-                lambda run, rows, engine: predict_views(
-                    run, competition, args.batch_size, args.precision, (), rows, engine
-                )[0],
-            )
+            quantize_team(team, args.data, competition, args.batch_size, args.precision)
         options = Options(_views(args, team, competition, stages), args.prior, args.decision, args.engine)
         bundle = make_bundle(
             team,

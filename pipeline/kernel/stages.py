@@ -27,8 +27,10 @@ class Stages:
     """The stages of the kernel in `folder`: name -> facts. Each `note` is on disk when it returns."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises:
-        UserError: stages.json is damaged, so it is unknown what was pushed.
+        """Read stages.json, if it is there.
+
+        Raises:
+            UserError: it is damaged, so it is unknown what was pushed.
         """
         self.path = folder / STAGES
         self.values: dict[str, dict[str, Any]] = {}

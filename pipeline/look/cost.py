@@ -96,9 +96,7 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     from pipeline.training.advice import advise
     from pipeline.training.deadline import Rows
     from pipeline.training.estimate import check_disk, check_fits
-    from pipeline.training.means import Means
-    from pipeline.training.memory import OPTIMIZER_STATES
-    from pipeline.training.optim import plan_schedule
+    from pipeline.training.optim import epochs_of, plan_schedule
 
     competition = looked.competition
     num_rows = len(competition.train)
@@ -127,11 +125,10 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     side = task.preprocessing.height
     planned = _planned(cost, side, recipe, Rows(num_train, num_val, recipe.effective_batch_size))
     rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
-    problems, copies = [], OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
+    problems = []
     try:
-        rows.append(
-            ("disk", f"up to {human_size(check_disk(output, task.model, copies, not recipe.lora.rank))}")
-        )
+        disk = check_disk(output, task.model, recipe, epochs_of(schedule))
+        rows.append(("disk", f"up to {human_size(disk)}"))
     except UserError as error:
         problems.append(str(error))
     try:

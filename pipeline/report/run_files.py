@@ -18,6 +18,7 @@ from pipeline.run_names import (
     START,
     THUMBNAILS,
     TIMING,
+    VAL_COLUMNS,
     VAL_TABLE,
     VAL_VALUES,
 )
@@ -38,7 +39,6 @@ JPEG = Kind(
     lambda value: isinstance(value, str) and re.fullmatch("[A-Za-z0-9+/=]+", value) is not None,
 )
 THUMBNAIL = {"use": TEXT, "label": TEXT, "path": TEXT, "jpeg": JPEG}
-PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,9 @@ class RunFiles:
         if not path.exists():
             return []
         table = load_table(path)
-        if missing := [column for column in PREDICTION_COLUMNS if column not in table.columns]:
+        if missing := [column for column in VAL_COLUMNS if column not in table.columns]:
             raise UserError(
-                f"{path} has no column {', '.join(missing)}; its columns should be "
-                f"{', '.join(PREDICTION_COLUMNS)}"
+                f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(VAL_COLUMNS)}"
             )
         rows = [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
         bad = [line for line, row in zip(table.lines, rows, strict=True) if not _is_share(row["confidence"])]

@@ -12,7 +12,7 @@ from pipeline.competition.questions import clean_answer
 from pipeline.competition.vqa_files import Answered, load_annotations, load_results
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.check import id_differences, label_problems
-from pipeline.submission.solution import IGNORED_USAGE, Scores, read_solution
+from pipeline.submission.solution import Scores, read_solution
 from pipeline.tables import Table, load_table
 from pipeline.wording import counted, natural_key, quoted
 
@@ -60,7 +60,7 @@ def score_answers(
         has = f"{counted(len(predictions.cells), 'row')}, columns {quoted(predictions.columns)}"
         raise UserError(f"{predictions.path}: expected question ids and one column of answers; it has {has}")
     found = read_solution(solution, predictions.column(id_column), id_column, columns)
-    ids, truth, usage = found.ids, found.texts(), found.usage
+    ids, truth = found.ids, found.texts()
     problems = id_differences(predictions, predictions.column(id_column), ids) + label_problems(
         predictions, columns[0], None
     )
@@ -72,10 +72,7 @@ def score_answers(
             strict=True,
         )
     )
-    whole = [row for row, part in enumerate(usage) if part.casefold() != IGNORED_USAGE]
-    if not whole:
-        raise UserError(f"{solution.path}: every row is marked as ignored")
-    parts = {part: [row for row in whole if usage[row] == part] for part in sorted(set(usage), reverse=True)}
+    whole = found.counted_rows()
     predicted = [answers[question_id] for question_id in ids]
 
     def metrics(rows: Sequence[int]) -> dict[str, float]:
@@ -90,7 +87,7 @@ def score_answers(
         "of": counted(len(classes), "answer"),
         "pooled": False,
         "metrics": metrics(whole),
-        "parts": {part: metrics(rows) for part, rows in parts.items() if part and rows},
+        "parts": {part: metrics(rows) for part, rows in found.parts().items()},
         "unseen": sorted({answer for answer in truth if clean_answer(answer) not in known}, key=natural_key),
         "foreign": sorted(set(predicted) - set(class_names or predicted), key=natural_key),
     }

@@ -115,7 +115,7 @@ def find_origins(predictions: Path) -> list[Origin]:
         return []
     digest, found = sha256(predictions), []
     for line in reversed(path.read_bytes().split(b"\n")):
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, KeyError):
             values = json.loads(line)
             if isinstance(values, dict) and values.get("sha256") == digest:
                 found.append(_read(values))
@@ -128,7 +128,11 @@ def find_origin(predictions: Path) -> Origin | None:
 
 
 def _read(values: dict[str, Any]) -> Origin:
-    """Read one record. Raises ValueError or TypeError if `record_origin` did not write it."""
+    """Return one record.
+
+    Raises:
+        ValueError, TypeError, KeyError: `record_origin` did not write it.
+    """
     models, names = (tuple(str(item) for item in values[key]) for key in ("models", "names"))
     texts = {
         key: str(values.get(key) or "")

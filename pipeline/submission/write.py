@@ -31,16 +31,27 @@ def write_predictions(path: Path, form: SubmissionForm, predictions: Predictions
         raise_all(problems, f"{path} was not written because its content is not valid:")
 
 
-def write_results_json(path: Path, competition: Competition, predictions: Predictions) -> None:
-    """Write the official VQA results file atomically: `[{"question_id": 1, "answer": "yes"}, ...]`.
+def is_results_json(path: Path, competition: Competition) -> bool:
+    """Return True if `path` names a VQA results file (.json), False for a table.
 
     Raises:
-        UserError: the competition has no questions, or the predictions do not fit it.
+        UserError: it does, and the competition has no questions.
     """
+    if path.suffix != ".json":
+        return False
     if competition.task != "vqa" or competition.form is None:
         raise UserError(
             f"{path}: JSON results are for questions, but {competition.root} has none; name a .csv file: "
             "--output predictions.csv"
         )
+    return True
+
+
+def write_results_json(path: Path, competition: Competition, predictions: Predictions) -> None:
+    """Write the official VQA results file atomically: `[{"question_id": 1, "answer": "yes"}, ...]`.
+
+    Raises:
+        UserError: an id has no prediction.
+    """
     ids = competition.form.ids
     write_results(path, ids, label_texts(competition.form, predictions.aligned(ids)))

@@ -19,7 +19,6 @@ from pipeline.data.images import bad_images_error, check, find_bad
 from pipeline.data.intensity import find_intensity
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.files import replacing
 from pipeline.models.half_weights import checkpoint_layers
 from pipeline.models.lora import Counts
 from pipeline.recipe import Recipe
@@ -174,9 +173,3 @@ def account_step(
         )  # one more copy of the trained weights
     finally:
         checkpoint_layers(model, recipe.activation_checkpointing)
-
-
-def write_probs(path: Path, probs: np.ndarray) -> None:
-    """Write (N, C) probabilities as float32, completely or not at all."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, probs.astype(np.float32))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -117,20 +118,24 @@ def _read_data(
     """
     settings = recipe.data
     train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
-    known = {row.id for row in val}
-    pseudo = read_pseudo_labels(settings.pseudo_labels, settings.pseudo_threshold, competition, known)
     preprocessing, intensity_notes = with_intensity(preprocessing.resized(recipe.resize), train, resumed_run)
-    cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
+    pseudo_of = partial(read_pseudo_labels, settings.pseudo_labels, settings.pseudo_threshold, competition)
+    # Of all models: most mistakes show before the images are read, and which rows validate is not known yet
+    pseudo = pseudo_of(())
+    trained = [*train, *pseudo.rows]
+    cache = _cache(recipe, trained, preprocessing)
     rows, notes = decodable(competition.train, settings.skip_bad_images, cache)
+    _refuse_lost_classes(target, competition.train, rows)
+    if len(rows) < len(competition.train):
+        train, val, how = part_rows(recipe, competition, rows, resumed_run)
+    pseudo = pseudo_of({row.id for row in val})
+    if trained != [*train, *pseudo.rows]:
+        cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
     if pseudo.rows:
         readable, more = decodable(pseudo.rows, settings.skip_bad_images, cache)
         notes = [*notes, *more]
         if more:
             pseudo = replace(pseudo, rows=tuple(readable), record=pseudo.record | {"rows": len(readable)})
-    _refuse_lost_classes(target, competition.train, rows)
-    if len(rows) < len(competition.train):
-        train, val, how = part_rows(recipe, competition, rows, resumed_run)
-        cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
     return _Data(train, val, pseudo, preprocessing, cache, (*notes, *intensity_notes, how))
 
 

@@ -19,6 +19,7 @@ from pipeline.data.mixing import Mixing, mixing_of
 from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
+from pipeline.files import write_array
 from pipeline.models.attention_functions import attend_by_products
 from pipeline.models.backbones import head_name, save_backbone
 from pipeline.models.compiled_blocks import compile_blocks, leave_uncompiled
@@ -26,13 +27,13 @@ from pipeline.models.half_weights import use_half_weights
 from pipeline.models.lora import PeftModel, plain_state_dict, save_adapter
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
-from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import ADAPTER_DIR, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
-from pipeline.tasks.build import account_step, checkpoint_blocks, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import account_step, checkpoint_blocks, labelled_split, with_noise
 from pipeline.tasks.image_classifier import ImageClassifier, in_order
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.image_sizes import size_of_epoch
@@ -275,7 +276,7 @@ class ClassificationTask:
             save_adapter(self.model, output / ADAPTER_DIR)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val,
+        """Write val_predictions.csv (`VAL_COLUMNS`) and val_probs.npy (num_val,
         O) float32.
 
         Both have the same order. Text that a spreadsheet would run as a formula gets a leading apostrophe
@@ -290,8 +291,8 @@ class ClassificationTask:
             )
             for row, predicted, sure in cells
         ]
-        write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
-        write_probs(output / VAL_VALUES, values)
+        write_table(output / VAL_TABLE, VAL_COLUMNS, rows)
+        write_array(output / VAL_VALUES, values)
 
     @property
     def names_are(self) -> str:

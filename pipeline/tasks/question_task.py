@@ -17,18 +17,18 @@ from pipeline.competition.questions import clean_question
 from pipeline.competition.rows import Row
 from pipeline.data.dataset import ALL, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, question_order
-from pipeline.files import write_json
+from pipeline.files import write_array, write_json
 from pipeline.models.fusion import save_fused
 from pipeline.models.half_weights import keep_less
 from pipeline.recipe import Recipe
 from pipeline.recipe_sections import Tower
 from pipeline.run import load_run
-from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import FLOORS, VAL_COLUMNS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.targets.target import multiclass
-from pipeline.tasks.build import checkpoint_blocks, count_classes, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import checkpoint_blocks, count_classes, labelled_split, with_noise
 from pipeline.tasks.frozen_features import changes_images, computed_once, image_features, question_features
 from pipeline.tasks.question_predictor import VqaPredictor, account_vqa, rebuild
 from pipeline.training.compute import Batch, Compute
@@ -36,8 +36,7 @@ from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
 from pipeline.training.resume import SplitRow
 
-PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
-
+QUESTION_COLUMNS = (*VAL_COLUMNS, "question", "answer_type")
 
 Labelled = tuple[Row, int]
 
@@ -192,7 +191,7 @@ class VqaTask:
         )
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (`PREDICTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
+        """Write val_predictions.csv (`QUESTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
         same order.
 
         Cells are written as in classification.
@@ -205,8 +204,8 @@ class VqaTask:
             before = (row.id, str(row.path), written, self.class_names[best])
             after = (row.question, row.answer_type or "")
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
-        write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
-        write_probs(output / VAL_VALUES, probs)
+        write_table(output / VAL_TABLE, QUESTION_COLUMNS, rows)
+        write_array(output / VAL_VALUES, probs)
 
     def counts(self) -> dict[str, Any]:
         """Return the number of training and validation questions, and training questions of each answer."""

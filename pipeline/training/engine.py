@@ -136,6 +136,7 @@ def fit(
                 on_epoch(report)
             loop.save()
         if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
+            loop.begin_epoch()
             loop.prepare(prepare)
         loop.make_soup(on_soup)
     return position
@@ -310,7 +311,7 @@ class _Loop:
             self.checked_step = position.step
             return
         steps = self.checked_step, position.step
-        raise UserError(nan_loss(self.folder, steps, self.last_lr()))
+        raise UserError(nan_loss(self.folder, steps, self.last_lr(), self.schedule["lr"]))
 
     def last_lr(self) -> float:
         """Return the learning rate of the last step."""

@@ -15,9 +15,11 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.files import human_size
 from pipeline.ranks import local_world_size
+from pipeline.recipe import Recipe
 from pipeline.training.compute import Compute
 from pipeline.training.image_sizes import LARGEST
-from pipeline.training.memory import Memory
+from pipeline.training.means import Means
+from pipeline.training.memory import OPTIMIZER_STATES, Memory
 from pipeline.training.predict import Task
 
 # Memory of the allocator, the libraries and one layer's scratch space, in addition to the counted memory.
@@ -45,9 +47,10 @@ def device_memory(device: torch.device) -> int:
 def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_size: int) -> int:
     """Return the largest divisor of `effective_batch_size` whose step fits into the device's memory.
 
-    1 if none does.
+    1 if none does; `effective_batch_size` where that memory is not known.
     """
-    room = device_memory(device) - OVERHEAD_BYTES[device.type]
+    known = device_memory(device)
+    room = known - OVERHEAD_BYTES[device.type] if known else math.inf
     divisors = [size for size in range(1, effective_batch_size + 1) if effective_batch_size % size == 0]
     fitting = [size for size in divisors if memory.total(size) <= room]
     return max(fitting, default=1)
@@ -101,9 +104,9 @@ def check_fits(
     )
 
 
-def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_model_again: bool) -> int:
-    """Return the bytes that the run will write: the model, its best copy, and two resume states (three
-    while one is written).
+def check_disk(output: Path, model: nn.Module, recipe: Recipe, epochs: int) -> int:
+    """Return the most bytes that a run of `epochs` writes: the model, its best copy, those of
+    `checkpoint.keep_every`, and two resume states (three while one is written).
 
     Raises:
         UserError: the disk has less free space.
@@ -111,12 +114,11 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
     # Files are float32, even if memory is not
     everything = 4 * sum(weight.numel() for weight in model.parameters())
     trainable = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    needed = (
-        everything * (2 if whole_model_again else 1)
-        + trainable
-        + 3 * trainable * (1 + optimizer_states)
-        + 50_000_000
-    )
+    copy = trainable if recipe.lora.rank else everything
+    kept = epochs // recipe.checkpoint.keep_every if recipe.checkpoint.keep_every else 0
+    # Weights, gradients of an open group, and the rest: each as large as the trained weights
+    state = trainable * (2 + OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies)
+    needed = everything + copy * (1 + kept) + 3 * state + 50_000_000
     folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:

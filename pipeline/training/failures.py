@@ -10,9 +10,12 @@ from pathlib import Path
 from pipeline.unfinished import resume_command
 
 
-def nan_loss(folder: Path, steps: tuple[int, int], lr: float) -> str:
-    """The loss became NaN or infinite after the first and at or before the second of `steps`."""
-    slower = resume_command(folder, "changed", "--lr", f"{lr / 3:.0e}")
+def nan_loss(folder: Path, steps: tuple[int, int], lr: float, peak_lr: float) -> str:
+    """The loss became NaN or infinite after the first and at or before the second of `steps`.
+
+    `lr`: of the last step. `peak_lr`: of the schedule, which --lr sets; in the warm-up `lr` may be 0.
+    """
+    slower = resume_command(folder, "changed", "--lr", f"{peak_lr / 3:.0e}")
     return (
         f"the loss became NaN or infinite within steps [{steps[0]}, {steps[1]}] at learning rate {lr:.2e}; "
         "the last state is saved. Likely causes: the learning rate is too high, or half precision. "

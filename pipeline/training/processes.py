@@ -144,16 +144,13 @@ class Processes:
 
     def _fail(self, failure: Exception | None) -> None:
         """Raise the failure of the first process that has one."""
-        kinds = [name for name, kind in TOLD.items() if isinstance(failure, kind)]
-        words = kinds[0] if kinds else "other"
-        if failure is None:
-            text = ""
-        elif kinds:
-            text = str(failure)
-        else:
-            text = system_refusal(failure) or f"{type(failure).__name__}: {failure}"
-        told = self.texts(None if failure is None else json.dumps([words, text]))
-        if failure is not None and not kinds and system_refusal(failure) is None:
+        own = None
+        if failure is not None:
+            kind = next((name for name, error in TOLD.items() if isinstance(failure, error)), "other")
+            refusal = str(failure) if kind in TOLD else system_refusal(failure)
+            own = json.dumps([kind, refusal or f"{type(failure).__name__}: {failure}"])
+        told = self.texts(own)
+        if failure is not None and kind == "other" and refusal is None:
             raise failure  # an unexpected error shows its own traceback
         number, (kind, text) = next(
             (number, json.loads(one)) for number, one in enumerate(told) if one is not None

@@ -8,6 +8,7 @@ row is never trained on.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
-from pipeline.run_names import RECORD
+from pipeline.run_names import RECORD, START
 from pipeline.run_record import RunRecord, read_values
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
@@ -26,7 +27,7 @@ from pipeline.targets.target import Target
 from pipeline.unfinished import resume_command
 from pipeline.wording import counted, listed, quoted
 
-START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
+ROWS_FILE, ROW_COLUMNS = "rows.csv", ("id", "label", "split")
 NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
 PSEUDO = "pseudo"  # third cell of a test image that is also trained on
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
@@ -42,7 +43,8 @@ FIXED = (
     *"task backbone text_backbone random_weights architecture text_architecture head_only image_size".split(),
     *("resize", "seed", "freeze"),
     *"lora.rank lora.alpha lora.targets lora.also_train lora.use_rslora lora.variant lora.init".split(),
-    "optimizer.name",
+    # Weights of one learning rate are one group, and saved moments are matched to weights by their order
+    *("optimizer.name", "optimizer.layer_decay", "lora.b_lr_scale"),
     *("head.fusion", "head.text_pooling", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
@@ -108,7 +110,7 @@ def write_start(
         "started": now(),
         "changes": [],
     }
-    write_json(output / "state" / START_FILE, start)
+    write_json(output / START, start)
     return start
 
 
@@ -136,7 +138,7 @@ class ResumedRun:
         Raises:
             UserError: its files are damaged.
         """
-        path = output / "state" / START_FILE
+        path = output / START
         if not path.exists() or (output / RECORD).exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
@@ -157,7 +159,7 @@ class ResumedRun:
         Raises:
             UserError: the stored target is damaged.
         """
-        target = Target.read(self.start["target"], str(self.output / "state" / START_FILE))
+        target = Target.read(self.start["target"], str(self.output / START))
         separator = target.separator if target.kind == "multilabel" else None
         return Asked(self.start["metric"]["name"], target.kind, target.positive, separator)
 
@@ -201,6 +203,7 @@ class ResumedRun:
         """
         heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
+        images, images_now = (Counter(row_id for row_id, _, _ in side) for side in (self.rows, rows))
         gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
         relabelled = [
             f"{name!r} from {label!r} to {new[name]!r}"
@@ -210,6 +213,12 @@ class ResumedRun:
         lines = [f"{counted(len(gone), 'row')} gone: {quoted(gone)}"] if gone else []
         lines += [f"{counted(len(added), 'row')} new, for training: {quoted(added)}"] if added else []
         lines += [f"{counted(len(relabelled), 'label')} changed: {listed(relabelled)}"] if relabelled else []
+        other = [
+            f"{name!r} from {images[name]} to {images_now[name]}"
+            for name in old
+            if name in new and images_now[name] != images[name]
+        ]
+        lines += [f"{counted(len(other), 'id')} with more or fewer images: {listed(other)}"] if other else []
         self._accept(
             lines,
             f"the images or labels {heading}: it cannot continue exactly. Restore the data, start again with "
@@ -218,17 +227,22 @@ class ResumedRun:
         )
 
     def go_on(
-        self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str
+        self,
+        recipe: Recipe,
+        schedule: dict[str, Any],
+        rows: Sequence[SplitRow],
+        command: str,
+        flags: dict[str, Any],
     ) -> dict[str, Any]:
         """Store and print the accepted changes; run.json will list each with its time.
 
-        Return the values of start.json. `data`: the competition folder, which may have moved; the next
-        --resume uses it.
+        Return the values of start.json. `flags`: those that are not in the recipe (`data`, `batch_size`), as
+        the next --resume uses them.
         """
         if not self.changes:
-            if self.start.get("data") != data:
-                self.start = self.start | {"data": data}
-                write_json(self.output / "state" / START_FILE, self.start)
+            if any(self.start.get(name) != value for name, value in flags.items()):
+                self.start = self.start | flags
+                write_json(self.output / START, self.start)
             return self.start
         print("continuing with these accepted changes:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
@@ -237,9 +251,9 @@ class ResumedRun:
             "recipe": recipe.model_dump(mode="json"),
             "schedule": schedule,
             "changes": changes,
-            "data": data,
+            **flags,
         }
-        write_json(self.output / "state" / START_FILE, start)
+        write_json(self.output / START, start)
         write_rows(self.output, rows)  # last: if this fails, the next start asks about the new rows again
         return start
 
