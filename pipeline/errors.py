@@ -31,6 +31,11 @@ class Interrupted(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def raise_all(problems: Iterable[str], heading: str) -> None:
     """Raise one UserError that lists all problems; return if there are none.
 
@@ -182,7 +187,7 @@ def system_refusal(error: BaseException | None) -> str | None:
         if isinstance(error, RuntimeError):
             for pattern, refusal in _GPU_REFUSALS:
                 if pattern.search(text):
-                    return f"{refusal}: {text.splitlines()[0]}"
+                    return f"{refusal}: {first_line(error)}"
         if isinstance(error, RuntimeError) and _LOADER_DIED.search(text):
             return (
                 "a loader process was killed, usually because there was no free memory; the last state is "

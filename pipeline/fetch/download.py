@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.errors import UserError, printable, raise_all
+from pipeline.errors import UserError, first_line, printable, raise_all
 from pipeline.fetch.addresses import Source, parse_source, without_secrets
 from pipeline.fetch.archives import file_problems
 from pipeline.fetch.transfer import TIMEOUT_S, Download, TryAgain, failure_of, get_url
@@ -167,7 +167,7 @@ def _get_drive(download: Download) -> None:
         except getattr(gdown.exceptions, "DownloadError", ()) as error:
             if "byte range" in str(error):
                 download.discard()  # already complete, or another version: it cannot be resumed
-            raise TryAgain(str(error).splitlines()[0]) from None
+            raise TryAgain(first_line(error)) from None
         except (KeyError, AssertionError) as error:
             raise UserError(
                 f"{shown}: gdown does not understand the answer ({error!r}); is a proxy answering for Google?"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.competition.rows import Row
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import human_size, human_time
 from pipeline.look.section import Grid, Section
 from pipeline.look.selection import Looked
@@ -54,7 +54,7 @@ def input_preprocessing(recipe: Recipe) -> tuple[Preprocessing, str]:
                 )
                 return preprocessing.resized(recipe.resize), ""
         except UserError as error:
-            return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
+            return _square(recipe), f"{first_line(error)}: a square is assumed."
         return _square(recipe), ""
     return _square(
         recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError, first_line, raise_all
 from pipeline.models.roles import EMBEDDINGS, role_of
 
 SAFE = "adapter_model.safetensors"
@@ -39,7 +39,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         reason = (
             "it holds more than tensors and was not loaded (unsafe pickle)"
             if unsafe
-            else f"cannot be read: {str(error).splitlines()[0]}"
+            else f"cannot be read: {first_line(error)}"
         )
         raise UserError(f"{path}: {reason}; ask its author for safetensors, or download it again") from None
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pipeline.data.tokenizer import QuestionTokenizer
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError, first_line, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
 from pipeline.models.encoders import image_tokens, pooled, question_vector, width_of
@@ -302,7 +302,7 @@ def _load_head(head: AnswerHead, path: Path) -> None:
     try:
         tensors = load_file(path)
     except Exception as error:  # damaged files raise many kinds of errors
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     raise_all(tensor_problems(head.state_dict(), tensors), f"the head in {path} does not fit:")
     head.load_state_dict(tensors)
 

@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.functional import InterpolationMode, pil_modes_mapping
 
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 MODEL_TYPE = "timm_wrapper"
 
@@ -83,5 +83,5 @@ def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> 
                 torch.empty(1, 3, image_size, image_size)
             )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # each architecture has its own
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
     return None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError, first_line, raise_all
 from pipeline.files import read_json, replacing, sha256, write_json
 from pipeline.models.backbones import tensor_problems
 
@@ -68,8 +68,7 @@ class StateStore:
                 UnpicklingError,
                 UserError,
             ) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                damaged.append(f"{path} is damaged ({reason}): using the state before it")
+                damaged.append(f"{path} is damaged ({first_line(error)}): using the state before it")
         if damaged:
             raise UserError(
                 f"every state in {self.folder} is damaged; start again without --resume and with another "

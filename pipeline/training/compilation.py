@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import human_time
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.predict import Task
@@ -86,10 +86,7 @@ def try_compile(
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             advice = f"--batch-size below {micro_batch_size}, with more --accumulation-steps"
-        problem = (
-            f"{type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        )
+        problem = f"{type(error).__name__}: {first_line(error)}"
     if problem is None:
         gain = plain.seconds / compiled.seconds
         cost = f"{gain:.2f} x as fast once compiled, which took {human_time(compiled.first_seconds)}"

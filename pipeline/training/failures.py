@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.errors import first_line
 from pipeline.unfinished import resume_command
 
 
@@ -49,7 +50,7 @@ def one_image_too_large(device: str, error: Exception) -> str:
         "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller --image-size or a smaller "
         "--backbone"
     )
-    return f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}"
+    return f"out of memory on {device} with one image at a time; {advice}: {first_line(error)}"
 
 
 def smaller_micro_batch(folder: Path, device: str, rows: int, group: int) -> str:
