@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected 1 or more")
 
-    from pipeline.files import check_place, sha256
+    from pipeline.files import check_place
     from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, meet_over, predict_together
@@ -142,12 +144,14 @@ def main(argv: list[str] | None = None) -> int:
     if not is_first():
         return 0
     predictions, decided = finished(team, predictions, args.prior, args.decision)
-    kept = copy_unsent(output)
+    with keeping_unsent(output):
+        if as_json:
+            write_results_json(output, competition, predictions)
+        else:
+            write_predictions(output, competition.form, predictions)
     if as_json:
-        write_results_json(output, competition, predictions)
         print(f"{output}: {counted(len(competition.form.ids), 'answer')}")
     else:
-        write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
     record_origin(
@@ -159,10 +163,6 @@ def main(argv: list[str] | None = None) -> int:
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, "
             "because Kaggle needs the text unchanged"
         )
-    if kept and sha256(kept) == sha256(output):
-        kept.unlink()
-    elif kept:
-        print(f"the earlier {output.name} was never submitted; it is kept as {kept}")
     return 0
 
 
@@ -214,8 +214,9 @@ def predict_once(
     return predictions
 
 
-def copy_unsent(output: Path) -> Path | None:
-    """Copy an existing predictions file that was never submitted. Return the path of the copy, or None.
+@contextmanager
+def keeping_unsent(output: Path) -> Iterator[None]:
+    """Keep a copy of a predictions file that was never submitted, if the block writes another, and say so.
 
     Raises:
         UserError: submissions.csv cannot be read, so it is unknown what was submitted.
@@ -226,11 +227,18 @@ def copy_unsent(output: Path) -> Path | None:
     from pipeline.kaggle.ledger import ledger_digests
 
     if not output.exists() or sha256(output) in ledger_digests(Path("submissions.csv")):
-        return None
+        yield
+        return
     kept = versioned(output.with_name(f"{output.stem}-former{output.suffix}"))
     with replacing(kept) as temporary:
         shutil.copy2(output, temporary)
-    return kept
+    try:
+        yield
+    finally:
+        if same := output.exists() and sha256(kept) == sha256(output):  # written again, or not at all
+            kept.unlink()
+    if not same:
+        print(f"the earlier {output.name} was never submitted; it is kept as {kept}")
 
 
 if __name__ == "__main__":

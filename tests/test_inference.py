@@ -173,6 +173,13 @@ def test_the_former_file_is_kept_until_it_was_submitted(
     )
     inference.main(flags)
     assert not (tmp_path / "predictions-former-3.csv").exists()  # it is in the ledger
+    (tmp_path / "predictions.csv").write_text("by hand again\n")
+    monkeypatch.setattr("pipeline.submission.write.check_predictions", lambda *_: ["a problem"])
+    for _ in range(2):
+        with pytest.raises(UserError, match="a problem"):
+            inference.main(flags)
+    assert (tmp_path / "predictions.csv").read_text() == "by hand again\n"
+    assert not (tmp_path / "predictions-former-3.csv").exists()  # nothing was written over it
 
 
 def test_score_computes_every_metric_and_writes_it_into_the_run(
