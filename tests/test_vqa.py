@@ -444,6 +444,17 @@ def test_a_bad_test_image_still_has_its_rows(learnt: Path, tmp_path: Path, capsy
     assert len(pd.read_csv(output)) == 15
 
 
+def test_without_a_training_image_that_can_be_decoded_nothing_is_trained(
+    learnt: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(learnt / "data", tmp_path / "data")
+    for image in (tmp_path / "data" / "train2014").iterdir():
+        image.write_bytes(b"broken")
+    data = "{val_fraction: 0.34, skip_bad_images: true}"
+    with pytest.raises(UserError, match=r"(?s)no training question .* left out .*skip_bad_images"):
+        train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, data=data), tmp_path / "run"))
+
+
 @pytest.mark.parametrize("views", ["flip", "crops"])
 def test_views_of_questions_are_refused_for_what_they_are(learnt: Path, tmp_path: Path, views: str) -> None:
     """Leaving one view out would not help."""

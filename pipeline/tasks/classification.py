@@ -128,8 +128,9 @@ def _read_data(
     _refuse_lost_classes(target, competition.train, rows)
     if len(rows) < len(competition.train):
         train, val, how = part_rows(recipe, competition, rows, resumed_run)
+        preprocessing, intensity_notes = with_intensity(preprocessing, train, resumed_run)
     pseudo = pseudo_of({row.id for row in val})
-    if trained != [*train, *pseudo.rows]:
+    if trained != [*train, *pseudo.rows]:  # then the range of grey levels may differ too
         cache = _cache(recipe, [*train, *pseudo.rows], preprocessing)
     if pseudo.rows:
         readable, more = decodable(pseudo.rows, settings.skip_bad_images, cache)

@@ -239,7 +239,8 @@ class VqaTask:
         return None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Return three baselines as lines (majority answer, question only, shuffled images).
+        """Return three baselines as lines (majority answer, question only, shuffled images); two where all
+        questions are about one image.
 
         Write them to floors.json.
         """
@@ -248,10 +249,10 @@ class VqaTask:
         floors = {
             "always the most frequent answer": self.baseline().value,
             "the question alone: its most frequent training answer": self.floor().value,
-            "this model, each question with another validation image": self._shuffled_accuracy(
-                output, compute
-            ),
         }
+        if len({row.path for row in self.val_rows}) > 1:
+            name = "this model, each question with another validation image"
+            floors[name] = self._shuffled_accuracy(output, compute)
         write_json(output / FLOORS, floors)
         return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
 

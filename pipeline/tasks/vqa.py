@@ -60,6 +60,11 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         [(row, prepared.label_of(clean_answer(row.label or ""))) for row in part if row.path in whole]
         for part in (prepared.train, prepared.val)
     )
+    if not train:
+        raise UserError(
+            f"no training question has an image that can be decoded: all {len(prepared.train):,} are left "
+            "out (data.skip_bad_images)"
+        )
     seed_everything(recipe.seed)
     text, tokenizer, image, preprocessing = _encoders(
         recipe, [clean_question(row.question or "") for row, _ in train], resumed_run
