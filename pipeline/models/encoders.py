@@ -82,14 +82,15 @@ def pooled(output: Any) -> torch.Tensor:
 def question_vector(output: Any, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return (B, D) of a text encoder's output, pooled as `head.text_pooling` says.
 
-    `attention_mask`: (B, T) int64, 0 for padding.
+    `attention_mask`: (B, T) int64, 0 for padding; or (B, T, T), for each token what it sees.
     """
     if pooling == "pooler":
         return pooled(output)
     states = output.last_hidden_state
     if pooling == "class_token":
         return states[:, 0]
-    is_token = attention_mask.unsqueeze(2).to(states.dtype)
+    is_token = (attention_mask[:, 0] if attention_mask.ndim == 3 else attention_mask).unsqueeze(2)
+    is_token = is_token.to(states.dtype)
     return (states * is_token).sum(dim=1) / is_token.sum(dim=1)
 
 

@@ -83,10 +83,16 @@ def fuse_frozen(model: nn.Module) -> None:
             module.forward = MethodType(_frozen_linear, module)
         elif (
             type(module).__name__ in PLAIN_MLP
-            and getattr(module.activation_fn, "act", None) is nn.functional.gelu
+            and _is_gelu(module)
             and is_held_linear(module.fc1)
         ):
             module.forward = MethodType(_frozen_mlp, module)
+
+
+def _is_gelu(mlp: Any) -> bool:
+    # Before 5.9 transformers called it `activation` in DINOv2
+    function = getattr(mlp, "activation_fn", None) or getattr(mlp, "activation", None)
+    return getattr(function, "act", None) is nn.functional.gelu
 
 
 def keep_less(model: nn.Module) -> None:
