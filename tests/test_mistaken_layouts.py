@@ -381,3 +381,26 @@ def test_places_of_named_things_are_refused(tmp_path):
     assert "'kind'" in text and "'cell'" in text and "not supported" in text
     write(tmp_path, sample_submission="image,x,y\n8.jpg,0,0\n9.jpg,0,0\n")
     assert read_layout(tmp_path).target.names == ("x", "y")
+
+
+def test_a_label_column_that_is_given_is_never_another_tables(tmp_path):
+    touch(tmp_path, *(f"train/{name}{frame}.jpg" for name in "abcd" for frame in "01"))
+    frames = [(f"{name}{frame}", f"s{name}", number) for number, name in enumerate("abcd") for frame in "01"]
+    write(
+        tmp_path,
+        train="image,sequence,label\n" + "".join(f"{i},{s},{n % 2}\n" for i, s, n in frames),
+        train_counts="sequence,count\n"
+        + "".join(f"s{name},{5 * number}\n" for number, name in enumerate("abcd")),
+    )
+    counted = read_layout(tmp_path, need="train", label_column="count", asked=Asked(metric="mae"))
+    assert labels(counted) == {"sa": "0", "sb": "5", "sc": "10", "sd": "15"} and len(counted.train) == 8
+    one_each = read_layout(tmp_path, need="train", label_column="label", asked=Asked(metric="accuracy"))
+    assert labels(one_each)["b0"] == "1" and len(one_each.train) == 8
+    write(tmp_path, train_counts="sequence,count\nx,1\ny,2\nz,3\n")
+    text = refusal(tmp_path, need="train", label_column="count", asked=Asked(metric="mae"))
+    assert (
+        "train_counts.csv" in text
+        and "'count'" in text
+        and "'x', 'y', 'z'" in text
+        and "'train/a0.jpg'" in text
+    )

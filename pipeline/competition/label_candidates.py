@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from pipeline.competition.class_folders import ClassFolders
 from pipeline.competition.folders import hide_command, plain_name
 from pipeline.competition.id_columns import find_ids, without_id_name
-from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
-from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
+from pipeline.competition.ids import (
+    FOLDERS,
+    LINKED,
+    SEVERAL_EACH,
+    ImageIndex,
+    Match,
+    file_name,
+    link_advice,
+    settled,
+)
+from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
 from pipeline.competition.long_tables import made_wide, one_row_each
 from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError
+from pipeline.wording import quoted
 
 # In the name of an id column: its folders are what was photographed or scanned, no classes.
 SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
@@ -111,10 +121,16 @@ def find_candidates(
     label_column: str | None,
     classes: ClassFolders,
 ) -> list[Candidate]:
-    """Return the tables about training images that have, or may have, label columns."""
+    """Return the tables about training images that have, or may have, label columns.
+
+    `label_column`: the user's choice; only tables with this column count, if there are any.
+
+    Raises:
+        UserError: the tables with `label_column` are not about training images, or have no such column.
+    """
     candidates = []
     holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
-    for entry in looked_up:
+    for entry in holders or looked_up:
         found = entry.found
         trained = found.source.role == "train"
         several = found.match.style in SEVERAL_EACH
@@ -125,7 +141,7 @@ def find_candidates(
         covers = len(reached) >= COVERS * len(index.images)
         if not trained and not covers:
             continue
-        given = label_column if entry in holders or (not holders and trained) else None
+        given = label_column if holders or trained else None
         choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
         if found.match.style is FOLDERS and len(choice.names) == 1 and _counts_images(found, choice.names[0]):
             continue
@@ -135,7 +151,19 @@ def find_candidates(
         if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
             continue
         candidates.append(Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
+    if holders and not candidates:
+        raise _leads_nowhere(holders[0].found, str(label_column), index)
     return candidates
+
+
+def _leads_nowhere(found: Found, label_column: str, index: ImageIndex) -> UserError:
+    ids = found.table.column(found.id_column)
+    return UserError(
+        f"{found.table.path} has the column {label_column!r} ({LABEL_FLAG}), but no row of it is known to be "
+        f"about a training image: ids look like {quoted(ids[:3])} (column {found.id_column!r}; --set "
+        f"data.id_column=NAME names another one), images like {quoted(index.images[:3])}; "
+        f"{link_advice(found.id_column)}"
+    )
 
 
 def _tells_folders_apart(found: Found, choice: Choice) -> bool:
