@@ -404,3 +404,18 @@ def test_a_label_column_that_is_given_is_never_another_tables(tmp_path):
         and "'x', 'y', 'z'" in text
         and "'train/a0.jpg'" in text
     )
+
+
+def test_an_id_column_that_is_given_names_the_table(tmp_path):
+    touch(tmp_path, *(f"train/{name}.jpg" for name in "abcdefgh"))
+    rows = [(name, number % 2, "xy"[number // 4]) for number, name in enumerate("abcdefgh")]
+    write(
+        tmp_path,
+        train="image,label\n" + "".join(f"{name},{flag}\n" for name, flag, _ in rows),
+        meta="name,species\n" + "".join(f"{name},{species}\n" for name, _, species in rows),
+    )
+    asked = Asked(metric="accuracy")
+    assert labels(read_layout(tmp_path, need="train", asked=asked))["b"] == "1"
+    assert labels(read_layout(tmp_path, need="train", id_column="name", asked=asked))["b"] == "x"
+    text = refusal(tmp_path, need="train", id_column="name", label_column="label", asked=asked)
+    assert "meta.csv has the column 'name'" in text and "train.csv the column 'label'" in text

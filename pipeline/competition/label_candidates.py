@@ -18,7 +18,7 @@ from pipeline.competition.ids import (
     link_advice,
     settled,
 )
-from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels
+from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
 from pipeline.competition.long_tables import made_wide, one_row_each
 from pipeline.competition.parts import words_of
@@ -118,18 +118,20 @@ def find_candidates(
     looked_up: Sequence[LookedUp],
     index: ImageIndex,
     wanted: Wanted,
+    id_column: str | None,
     label_column: str | None,
     classes: ClassFolders,
 ) -> list[Candidate]:
     """Return the tables about training images that have, or may have, label columns.
 
-    `label_column`: the user's choice; only tables with this column count, if there are any.
+    `id_column`, `label_column`: the user's choice; only tables with these columns count, if there are any.
 
     Raises:
-        UserError: the tables with `label_column` are not about training images, or have no such column.
+        UserError: these columns are in two tables, or in tables that are not about training images.
     """
     candidates = []
-    holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
+    named = [name for name in (id_column, label_column) if name]
+    holders = _holders(looked_up, named)
     for entry in holders or looked_up:
         found = entry.found
         trained = found.source.role == "train"
@@ -141,7 +143,7 @@ def find_candidates(
         covers = len(reached) >= COVERS * len(index.images)
         if not trained and not covers:
             continue
-        given = label_column if holders or trained else None
+        given = label_column if label_column in found.table.columns or trained else None
         choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
         if found.match.style is FOLDERS and len(choice.names) == 1 and _counts_images(found, choice.names[0]):
             continue
@@ -152,14 +154,36 @@ def find_candidates(
             continue
         candidates.append(Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
     if holders and not candidates:
-        raise _leads_nowhere(holders[0].found, str(label_column), index)
+        raise _leads_nowhere(holders[0].found, named[-1], index)
     return candidates
 
 
-def _leads_nowhere(found: Found, label_column: str, index: ImageIndex) -> UserError:
+def _holders(looked_up: Sequence[LookedUp], names: Sequence[str]) -> list[LookedUp]:
+    """Return the tables with all columns that the user names; empty if no table has one of them."""
+    if not names:
+        return []
+    having = [
+        [
+            entry
+            for entry in looked_up
+            if name in (*entry.found.table.columns, *entry.found.source.table.columns)
+        ]
+        for name in names
+    ]
+    both = [entry for entry in having[0] if entry in having[-1]]
+    if not both and all(having):
+        first, last = (entries[0].found for entries in having)
+        raise UserError(
+            f"{first.table.path} has the column {names[0]!r} (data.id_column), {last.name} the column "
+            f"{names[-1]!r} (data.label_column), and no table has both: name columns of one table"
+        )
+    return both
+
+
+def _leads_nowhere(found: Found, column: str, index: ImageIndex) -> UserError:
     ids = found.table.column(found.id_column)
     return UserError(
-        f"{found.table.path} has the column {label_column!r} ({LABEL_FLAG}), but no row of it is known to be "
+        f"{found.table.path} has the column {column!r}, which was named, but no row of it is known to be "
         f"about a training image: ids look like {quoted(ids[:3])} (column {found.id_column!r}; --set "
         f"data.id_column=NAME names another one), images like {quoted(index.images[:3])}; "
         f"{link_advice(found.id_column)}"

@@ -80,7 +80,7 @@ def read_labelled(
             if source.role == "train":
                 raise
             unclear_tables.append(error)  # reported only if nothing else holds the labels
-    candidates = find_candidates(looked_up, index, wanted, label_column, classes)
+    candidates = find_candidates(looked_up, index, wanted, id_column, label_column, classes)
     best = best_of(candidates)
     if best is None and len(bases) > 1:
         names = [entry.base for entry in bases]

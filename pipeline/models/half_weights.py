@@ -81,11 +81,7 @@ def fuse_frozen(model: nn.Module) -> None:
     for module in model.modules():
         if is_held_linear(module):
             module.forward = MethodType(_frozen_linear, module)
-        elif (
-            type(module).__name__ in PLAIN_MLP
-            and _is_gelu(module)
-            and is_held_linear(module.fc1)
-        ):
+        elif type(module).__name__ in PLAIN_MLP and _is_gelu(module) and is_held_linear(module.fc1):
             module.forward = MethodType(_frozen_mlp, module)
 
 
