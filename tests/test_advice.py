@@ -19,6 +19,7 @@ from pipeline.commands import session
 from pipeline.commands.planning import PLAN_RECIPE
 from pipeline.config import load_recipe
 from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 from pipeline.report.page import build_report
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.target import Target, multiclass
@@ -29,6 +30,8 @@ from pipeline.training.advice import (
     Watch,
     advise,
     below_floor,
+    mirrored_sides,
+    moved_coordinates,
     no_better,
     way_of_head,
 )
@@ -299,3 +302,40 @@ def test_a_run_that_learns_nothing_says_so_and_the_baseline_stands_beside_the_sc
     assert "a new head" in told.out and "always 'blue': 0.3333" in told.out
     html = build_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "always &#39;blue&#39;: 33.3%" in html
+
+
+@pytest.mark.parametrize(
+    ("names", "flip", "pair"),
+    [
+        (("Left eye", "right eye", "nose"), True, ("Left eye", "right eye")),
+        (("left", "RIGHT"), True, ("left", "RIGHT")),
+        (("left", "right"), False, None),
+        (("left", "centre"), True, None),
+        (("cleft", "bright"), True, None),
+    ],
+)
+def test_classes_that_mirroring_changes_are_named(names, flip, pair) -> None:
+    lines = mirrored_sides(Augmentation(horizontal_flip=flip), names)
+    assert len(lines) == (pair is not None)
+    assert pair is None or all(repr(name) in lines[0] for name in pair)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "flags"),
+    [
+        (("nose_x", "nose_y"), {}, ("random_resized_crop=false", "horizontal_flip=false")),
+        (("X", "Y"), {"random_resized_crop": False}, ("horizontal_flip=false",)),
+        (("nose_x", "eye_y"), {}, ()),
+        (("max", "may"), {}, ()),
+        (("x", "y"), {"random_resized_crop": False, "horizontal_flip": False}, ()),
+        (
+            ("x", "y"),
+            {"random_resized_crop": False, "horizontal_flip": False, "rotation_degrees": 5},
+            ("rotation_degrees=0",),
+        ),
+    ],
+)
+def test_coordinates_that_do_not_move_with_the_image_are_named(names, changes, flags) -> None:
+    lines = moved_coordinates(Augmentation(**changes), names)
+    assert len(lines) == bool(flags)
+    assert not flags or lines[0].endswith(" ".join(f"--set augmentation.{flag}" for flag in flags))

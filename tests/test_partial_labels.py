@@ -22,11 +22,9 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.folds import blend
 from pipeline.look import show
-from pipeline.recipe_sections import Augmentation
 from pipeline.report import page
 from pipeline.targets.metrics import all_metrics, evaluate, why_undefined
 from pipeline.targets.target import Target
-from pipeline.training.advice import moved_coordinates
 from pipeline.training.losses import loss_function, training_score
 from pipeline.training.probe import fit_probe
 
@@ -208,24 +206,3 @@ def test_folds_suspects_a_blend_and_pages_of_partly_labelled_rows(
     assert inference.main([*words[:2], "--model", runs[0], "--output", str(tmp_path / "p.csv")]) == 0
     written = pd.read_csv(tmp_path / "p.csv")
     assert list(written.columns) == ["id", *POINTS] and len(written) == 6 and written.notna().all().all()
-
-
-@pytest.mark.parametrize(
-    ("names", "changes", "flags"),
-    [
-        (("nose_x", "nose_y"), {}, ("random_resized_crop=false", "horizontal_flip=false")),
-        (("X", "Y"), {"random_resized_crop": False}, ("horizontal_flip=false",)),
-        (("nose_x", "eye_y"), {}, ()),
-        (("max", "may"), {}, ()),
-        (("x", "y"), {"random_resized_crop": False, "horizontal_flip": False}, ()),
-        (
-            ("x", "y"),
-            {"random_resized_crop": False, "horizontal_flip": False, "rotation_degrees": 5},
-            ("rotation_degrees=0",),
-        ),
-    ],
-)
-def test_coordinates_that_do_not_move_with_the_image_are_named(names, changes, flags) -> None:
-    lines = moved_coordinates(Augmentation(**changes), names)
-    assert len(lines) == bool(flags)
-    assert not flags or lines[0].endswith(" ".join(f"--set augmentation.{flag}" for flag in flags))

@@ -56,7 +56,7 @@ def announce(
         UserError: the run does not fit in memory or on the disk.
     """
     from pipeline.files import human_size, human_time
-    from pipeline.training.advice import advise, moved_coordinates
+    from pipeline.training.advice import advise, mirrored_sides, moved_coordinates
     from pipeline.training.attending import time_blocks
     from pipeline.training.estimate import (
         check_disk,
@@ -127,8 +127,8 @@ def announce(
         new_split=args.fold is None and session.resumed_run is None and not build.stated_split,
         num_pseudo=build.num_pseudo,
     )
-    if target["kind"] == "continuous":
-        lines += moved_coordinates(recipe.augmentation, task.class_names)
+    moved = moved_coordinates if target["kind"] == "continuous" else mirrored_sides
+    lines += moved(recipe.augmentation, task.class_names)
     for line in lines:
         print(f"  {line}")
     disk = check_disk(output, task.model, recipe, epochs)

@@ -87,6 +87,28 @@ def moved_coordinates(augmentation: Augmentation, names: Sequence[str]) -> list[
     ]
 
 
+def mirrored_sides(augmentation: Augmentation, names: Sequence[str]) -> list[str]:
+    """Return a line if two classes or labels differ only in left and right, and half of the training images
+    are mirrored under their own label.
+    """
+    lower = {name.lower(): name for name in names}
+    pair = next(
+        (
+            (name, lower[other])
+            for name in names
+            if (other := re.sub("left", "right", name.lower())) != name.lower() and other in lower
+        ),
+        None,
+    )
+    if pair is None or not augmentation.horizontal_flip:
+        return []
+    return [
+        f"WARNING: {pair[0]!r} and {pair[1]!r} differ in left and right, but half of the training images are "
+        "mirrored and keep their label; if mirroring an image changes its label: --set "
+        "augmentation.horizontal_flip=false"
+    ]
+
+
 def way_of_head(recipe: Recipe, schedule: dict[str, Any]) -> float:
     """Return about how far the schedule can move a weight of the head: the sum of its learning rates over
     all steps.
