@@ -364,6 +364,13 @@ class Data(Section):
     )
     max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut to this length")
 
+    @field_validator("workers")
+    @classmethod
+    def _not_negative(cls, workers: int | str) -> int | str:
+        if workers != "auto" and int(workers) < 0:
+            raise ValueError(f"expected auto or a number from 0, found {workers}")
+        return workers
+
     @model_validator(mode="after")
     def _one_kind_of_groups(self) -> Data:
         if self.group_column is not None and self.groups is not None:
