@@ -182,7 +182,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{path} is not valid JSON: too many levels of nested lists or objects") from None

@@ -26,6 +26,7 @@ from pipeline.files import (
     write_json_lines,
     write_text,
 )
+from pipeline.shapes import NUMBER, differences_from
 
 
 def names(folder: Path) -> list[str]:
@@ -167,6 +168,17 @@ def test_nested_too_deep_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n' + '{"a":' * 200_000 + "\n")
     with pytest.raises(UserError, match="line 2 is not valid JSON"):
         read_json_lines(tmp_path / "a.jsonl")
+
+
+def test_a_number_of_thousands_of_digits_is_a_message(tmp_path: Path) -> None:
+    """Python refuses to read 5,000 digits, and 400 are more than a float can be."""
+    (tmp_path / "a.json").write_text(f'{{"a": {"9" * 5_000}}}')
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(f'{{"a": {"9" * 400}}}')
+    assert differences_from({"a": NUMBER}, read_json(tmp_path / "a.json"))[0].startswith(
+        "a: expected a number"
+    )
 
 
 @pytest.mark.parametrize("row", ["7", '"epoch"', "[1]", "null"])
