@@ -305,7 +305,7 @@ def test_runs_of_other_rows_or_classes_are_not_compared_image_by_image(tmp_path:
     assert read_only_right({"one": read_run_files(one), "other": read_run_files(other)}) is None
 
 
-@pytest.mark.parametrize("one, other", [(12, 5), (5, 12), (0, 3), (7, 7), (1, 0)])
+@pytest.mark.parametrize("one, other", [(12, 5), (5, 12), (0, 3), (7, 7), (1, 0), (20_000, 20_200)])
 def test_the_sign_test_is_scipys(one: int, other: int) -> None:
     assert sign_test(one, other) == pytest.approx(binomtest(one, one + other).pvalue)
 
