@@ -305,6 +305,8 @@ def test_the_command_that_goes_on_drops_what_belongs_to_the_former_run(run: Path
     assert next_command(oof).startswith(
         f"{expected} --output {run / 'folds'}-corrected --set data.exclude=exclude.csv"
     )
+    oof.record.values["command"] = "python train.py --data 'd"  # cut short by hand
+    assert next_command(oof).startswith("python train.py --folds 2 --output")
 
 
 # ---- the page ----
