@@ -21,9 +21,12 @@ from runs import NAMES, PER_EPOCH, Page, make_run, score, write_lines
 from pipeline.competition.layout import Row
 from pipeline.errors import UserError
 from pipeline.kaggle.remembered import REMEMBERED
-from pipeline.report import confusion, curves, figures, ledger_figure, thumbnails
+from pipeline.report import attention, confusion, curves, figures, ledger_figure, thumbnails
+from pipeline.report.charts import class_counts_figure
+from pipeline.report.curves import RunCurve, compared_curves, epoch_curves
 from pipeline.report.live_page import LivePage
 from pipeline.report.page import build_report, main
+from pipeline.report.question_section import answers_figure
 from pipeline.report.run_facts import flat, interval
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import store_samples
@@ -403,6 +406,20 @@ def test_names_on_a_figure_are_short_and_drawable() -> None:
         "bird",
         "a very long name… (2)",
     ]
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    """Two dollar signs begin and end a formula in matplotlib, which refuses unknown words in it."""
+    name = r"$\foo$"
+    for drawn in (
+        lambda path: epoch_curves(path, [1], {"validation": [0.5]}, "accuracy", (1, name)),
+        lambda path: compared_curves(path, [RunCurve(name, [1], [0.5])], "accuracy"),
+        lambda path: answers_figure(path, [(name, 3)]),
+        lambda path: class_counts_figure(path, [name, "b"], [1, 100], logarithmic=True),
+        lambda path: attention._grid(path, [(name, [(Image.new("RGB", (8, 8)), None, name)])], name),
+    ):
+        drawn(tmp_path / "drawn.png")
+        (tmp_path / "drawn.png").unlink()
 
 
 def test_axes_start_where_a_reader_expects() -> None:
