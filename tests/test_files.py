@@ -297,6 +297,8 @@ def test_versioned_finds_the_first_free_name(tmp_path: Path) -> None:
         (9_400, "9.4 kB"),
         (94_000, "94 kB"),
         (612_000_000, "612 MB"),
+        (999_400, "999 kB"),
+        (999_600, "1.0 MB"),
         (3_800_000_000, "3.8 GB"),
     ],
 )

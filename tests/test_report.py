@@ -335,6 +335,8 @@ def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     run_dir = make_run(tmp_path / "run")
     assert main(["--run", str(run_dir)]) == 0
     assert capsys.readouterr().out.startswith(f"{run_dir / 'report.html'}: ")
+    with pytest.raises(UserError, match="--output elsewhere: only for a comparison"):
+        main(["--run", str(run_dir), "--output", "elsewhere"])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "stepped_cosine", "constant"])
