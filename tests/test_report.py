@@ -281,6 +281,10 @@ def test_a_folder_without_a_run_names_the_command(tmp_path: Path, make: bool) ->
     assert "python train.py" in message and "python -m pipeline.report.page --run DIR" in message
     assert str(tmp_path / "other") in message
     assert not list(tmp_path.glob("run/*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        main(["--run", str(tmp_path / "file")])
+    assert "cp -r" not in str(caught.value) and "no run to report" in str(caught.value)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.if_present and not has_run(runs[0]):
         print(f"{runs[0]} holds no run: no page to write")
         return 0
-    if len(runs) == 1 and (problem := _read_only(runs[0])):
+    if len(runs) == 1 and has_run(runs[0]) and (problem := _read_only(runs[0])):
         if not args.if_present:
             raise UserError(problem)
         print(f"no page: {problem}")
