@@ -877,3 +877,10 @@ def test_a_file_changed_while_it_is_sent_arrives_as_it_was_checked(plan, monkeyp
     with pytest.raises(Interrupted):
         submit.submit(plan, timeout_s=0, sleep=lambda _: None)
     assert sent == [(plan.file.name, checked)]
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "nan", "inf"])
+def test_a_pause_that_is_no_number_is_told_in_words(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        submit.main([f"--poll-seconds={text}"])
+    assert f"--poll-seconds: {text} is not a number from 0" in capsys.readouterr().err
