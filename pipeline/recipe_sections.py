@@ -206,7 +206,7 @@ class Augmentation(Section):
         return [
             name
             for name, value in self
-            if name not in ("crop_scale", "crop_ratio") and value not in (0, None, "none", "off")
+            if name not in ("crop_scale", "crop_ratio") and value not in (0, "none")
         ]
 
     @model_validator(mode="after")

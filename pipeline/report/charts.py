@@ -64,14 +64,14 @@ def calibration_figure(
             handle.set_sizes([40])
 
 
-def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> None:
-    """Draw the ROC curve of (N,) bool truth, with both values, and probabilities; the point of `threshold` is
-    marked.
+def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray) -> None:
+    """Draw the ROC curve of (N,) bool truth, with both values, and probabilities; the point of the threshold
+    0.5 is marked.
     """
     from sklearn.metrics import roc_curve
 
     false_rate, true_rate, _ = roc_curve(truth, probabilities)
-    positive = probabilities >= threshold
+    positive = probabilities >= 0.5
     with new_axes(path) as axes:
         axes.plot([0, 1], [0, 1], label="chance", **EVEN)
         axes.plot(false_rate, true_rate, color=VALIDATION, clip_on=False)
@@ -82,9 +82,7 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
             "markeredgewidth": 1.6,
             "clip_on": False,
         }
-        axes.plot(
-            positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look
-        )
+        axes.plot(positive[~truth].mean(), positive[truth].mean(), "o", label="threshold 0.5", **look)
         axes.set(
             xlim=(0, 1.02), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate (recall)"
         )

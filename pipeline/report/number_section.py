@@ -14,10 +14,10 @@ from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_images
 from pipeline.targets.metrics import evaluate
+from pipeline.targets.target import Target
 
 MAX_DRAWN_COLUMNS = 4
 SHOWN_ERRORS = 18
-BINS = 30
 
 
 def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
 def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
     target, known = files.target, ~np.isnan(truth)
     truth, errors = truth[known], errors[known]
-    single = type(target)("continuous", (target.names[number],))
+    single = Target("continuous", (target.names[number],))
     pair = truth[:, None], (truth + errors)[:, None]
     mean = target.center[number] if target.center else float(truth.mean()) if len(truth) else 0.0
     return {
