@@ -300,6 +300,34 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert not (run_dir / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schedule", "total_steps"), 0),
+        (("counts", "parameters"), {"trainable": 5}),
+        (("counts", "train_per_class"), {"a": 0}),
+    ],
+)
+def test_odd_values_in_run_json_do_not_end_the_page(
+    tmp_path: Path, place: tuple[str, str], value: object
+) -> None:
+    run_dir = make_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    record[place[0]][place[1]] = value
+    (run_dir / "run.json").write_text(json.dumps(record))
+    assert build_report(run_dir).is_file()
+
+
+def test_a_class_without_a_confidence_is_named_with_its_row(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    table = run_dir / "val_predictions.csv"
+    lines = table.read_text().splitlines()
+    lines[3] = lines[3].rpartition(",")[0] + ","
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="row 4: confidence: expected a number from 0 to 1"):
+        build_report(run_dir)
+
+
 def test_a_failed_page_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = make_run(tmp_path / "run")
     before = build_report(run_dir).read_bytes()

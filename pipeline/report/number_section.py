@@ -73,7 +73,12 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
 
         stored, of = histograms(files.target.names, files.truth), f"{files.checked} images"
     shown = []
-    for number, (name, histogram) in enumerate(list((stored or {}).items())[:MAX_DRAWN_COLUMNS]):
+    whole = [
+        (name, found)
+        for name, found in (stored or {}).items()
+        if len(found["edges"]) == len(found["counts"]) + 1 > 1  # not changed by hand
+    ]
+    for number, (name, histogram) in enumerate(whole[:MAX_DRAWN_COLUMNS]):
         path = files.path / "figures" / f"numbers_{number}.png"
         number_counts_figure(path, histogram["edges"], histogram["counts"], name, of)
         drawn[path.stem] = path, f"Histogram of {name} over {sum(histogram['counts']):,} {of}."
