@@ -227,8 +227,9 @@ def problem_of(item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_hint(dotted)}"
     if item["type"] == "value_error":
-        prefix = f"{dotted}." if dotted else ""
-        return prefix + str(item["ctx"]["error"])
+        # Of a key, or of a section, whose rules name the key themselves
+        sign = ": " if dotted in known_keys() else "." if dotted else ""
+        return f"{dotted}{sign}{item['ctx']['error']}"
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{dotted or 'the file'}: expected keys with values, found {item['input']!r:.80}"
     if item["type"] == "tuple_type":

@@ -182,7 +182,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{path} is not valid JSON: too many levels of nested lists or objects") from None
@@ -362,8 +362,8 @@ def versioned(path: Path) -> Path:
 def human_size(num_bytes: float) -> str:
     """Return a size in bytes as a short text: 3.8 GB, 612 MB, 9 kB (powers of 1000)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            value = num_bytes / scale
+        value = num_bytes / scale
+        if value >= 0.9995:  # 999,600 bytes are 1.0 MB, not 1000 kB
             return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
     return f"{num_bytes:.0f} B"
 

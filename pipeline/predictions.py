@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.files import read_array, replacing, write_array
+from pipeline.files import read_array, write_array
+from pipeline.tables import write_table
 from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
 
@@ -128,10 +129,7 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write the values to `path`.npy and the ids to `path`.csv, each completely or not at all."""
-        import pandas as pd
-
-        with replacing(path.with_suffix(".csv")) as temporary:
-            pd.DataFrame({ID_COLUMN: list(self.ids)}).to_csv(temporary, index=False, lineterminator="\n")
+        write_table(path.with_suffix(".csv"), (ID_COLUMN,), ((row_id,) for row_id in self.ids))
         write_array(path.with_suffix(".npy"), self.values)
 
     @classmethod

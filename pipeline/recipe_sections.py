@@ -206,7 +206,7 @@ class Augmentation(Section):
         return [
             name
             for name, value in self
-            if name not in ("crop_scale", "crop_ratio") and value not in (0, None, "none", "off")
+            if name not in ("crop_scale", "crop_ratio") and value not in (0, "none")
         ]
 
     @model_validator(mode="after")
@@ -363,6 +363,13 @@ class Data(Section):
         False, description="vqa: keep the questions of an image together in an epoch, which saves computation"
     )
     max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut to this length")
+
+    @field_validator("workers")
+    @classmethod
+    def _not_negative(cls, workers: int | str) -> int | str:
+        if workers != "auto" and int(workers) < 0:
+            raise ValueError(f"expected auto or a number from 0, found {workers}")
+        return workers
 
     @model_validator(mode="after")
     def _one_kind_of_groups(self) -> Data:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import lzma
 import re
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
 from pipeline.wording import capped, counted, numbered
 
+csv.field_size_limit(1 << 30)  # characters: masks as text are longer than the default of 131,072
 DELIMITERS = (",", ";", "\t")
 DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
@@ -179,6 +181,7 @@ def _bytes(path: Path) -> bytes:
         zipfile.BadZipFile,
         gzip.BadGzipFile,
         zlib.error,
+        lzma.LZMAError,
         EOFError,
         NotImplementedError,
         RuntimeError,
@@ -212,7 +215,7 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is UTF-16: save it as UTF-8{_recode(path, 'UTF-16')}")
     problems = []

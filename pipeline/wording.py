@@ -56,4 +56,10 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Return a sort key that puts `img2` before `img10`. Case matters only if nothing else differs."""
     parts = re.split("([0-9]+)", name.casefold())
-    return [(0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name
+    return [_by_value(part) if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name
+
+
+def _by_value(digits: str) -> tuple[int, int, str]:
+    """Return a sort key of a whole number, without int(): a cell may hold more digits than that takes."""
+    digits = digits.lstrip("0")
+    return 0, len(digits), digits

@@ -52,6 +52,7 @@ def test_a_file_on_this_disk_wins_over_everything_else(tmp_path):
             r"'wieghts.zip' is not a file \(is it .*weights.zip\?\); give a path, a Google Drive id",
         ),
         (".", "is a folder; give the archive file itself"),
+        ("~nobody-of-this-name/file.zip", "'~nobody-of-this-name/file.zip' is not a file"),
     ],
 )
 def test_other_sources_are_refused_with_what_to_give(text, message, tmp_path):

@@ -188,3 +188,12 @@ def test_an_unknown_peer_is_one_message() -> None:
     for name in ("tests.benchmarks.peers:nobody", "no_such_module:peer", "peers"):
         with pytest.raises(UserError, match=rf"--peer {name}: .*expected MODULE:FUNCTION"):
             load_peer(name)
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--rounds"])
+def test_a_number_below_one_is_a_message(flag: str) -> None:
+    from pipeline.benchmarks.benchmark import main
+    from pipeline.errors import UserError
+
+    with pytest.raises(UserError, match=f"{flag} 0: at least 1"):
+        main([flag, "0"])

@@ -269,6 +269,19 @@ def test_images_that_only_one_of_two_runs_gets_right(tmp_path: Path) -> None:
     assert not (one / "thumbnails.jsonl").exists(), "a comparison writes into no run"
 
 
+def test_every_range_of_every_number_can_be_chosen(tmp_path: Path) -> None:
+    """The choice held only the ranges of the first number, which may have few different values."""
+    made = make_target_run(tmp_path / "run", NUMBERS, "mae")
+    table = pd.read_csv(made.path / "val_predictions.csv", dtype=str)
+    labels = [label.split() for label in table["label"]]
+    table["label"] = [f"{row % 2} {label[1]}" for row, label in enumerate(labels)]
+    table.to_csv(made.path / "val_predictions.csv", index=False)
+    section = read_browse(read_run_files(made.path))
+    offered = {value for value, _ in section["filters"][1]["options"]}
+    parts = {token.split("p")[1] for item in section["items"] for token in item.tokens["marks"].split()[1::2]}
+    assert offered == {"", *(f"p{part}" for part in parts)} and len(parts) == 6
+
+
 def test_the_sign_test_is_left_out_where_an_id_has_several_images(tmp_path: Path) -> None:
     """Images of one id are alike, so they are no independent comparisons."""
     runs = {seed: make_class_run(tmp_path / str(seed), seed=seed, skill=seed)[0] for seed in (1, 2)}
@@ -305,7 +318,7 @@ def test_runs_of_other_rows_or_classes_are_not_compared_image_by_image(tmp_path:
     assert read_only_right({"one": read_run_files(one), "other": read_run_files(other)}) is None
 
 
-@pytest.mark.parametrize("one, other", [(12, 5), (5, 12), (0, 3), (7, 7), (1, 0)])
+@pytest.mark.parametrize("one, other", [(12, 5), (5, 12), (0, 3), (7, 7), (1, 0), (20_000, 20_200)])
 def test_the_sign_test_is_scipys(one: int, other: int) -> None:
     assert sign_test(one, other) == pytest.approx(binomtest(one, one + other).pvalue)
 

@@ -4,6 +4,7 @@ of influence.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -284,6 +285,22 @@ def test_a_full_disk_is_a_run_without_more_cache(
     monkeypatch.setattr(cache_module.os, "replace", full)
     assert torch.equal(rows(opened(tmp_path, paths)), expected)
     assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_damaged_file_on_a_read_only_disk_is_decoded_again(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows(opened(tmp_path, paths))
+    for path in files(tmp_path):
+        path.write_bytes(b"damaged")
+    dataset = opened(tmp_path, paths)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_module.os, "unlink", read_only)
+    monkeypatch.setattr(cache_module.tempfile, "mkstemp", read_only)
+    assert torch.equal(rows(dataset), expected)
 
 
 def test_an_unusable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,14 @@ def test_runs_of_other_classes_or_without_validation(tmp_path: Path) -> None:
     assert len(page.all("img")) == 4, "three plots and one matrix"
 
 
+def test_runs_with_nothing_recorded_yet_have_a_page(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text('{"format": 1, "class_names": ["a", "b"]}')
+    page = Page(build_comparison([tmp_path / "one", tmp_path / "two"], tmp_path / "both"))
+    assert "No epoch is recorded yet" in page.text and "Bold" not in page.text
+
+
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,33 @@ def test_one_reading(texts, sample, more, kind, metric, names) -> None:
     assert metric in decision.says
 
 
+@pytest.mark.parametrize("sample", [None, ["1"], ["0.5"], ["cat"]])
+@pytest.mark.parametrize("kind", ["multiclass", "binary", "multilabel", "ordinal", "continuous"])
+@pytest.mark.parametrize("texts", [PETS, FLAGS, GRADES, STEGO, RUST, ["0.5", "1.5", "2"] * 5])
+def test_a_kind_that_is_set_is_never_ignored(texts: list[str], kind: str, sample: list[str] | None) -> None:
+    try:
+        assert read(texts, sample, kind=kind).target.kind == kind
+    except UserError as error:
+        assert any(
+            flag in str(error) for flag in ("--target", "--positive-class", "--metric", "not a number")
+        )
+
+
+def test_one_of_several_numbers_has_the_probability() -> None:
+    found = read(GRADES, ["0.5"], kind="binary", positive_class=("3", "4"))
+    assert found.target.names == ("0, 1, 2", "3, 4") and found.target.positive == ("3", "4")
+    assert_says(refused(GRADES, ["0.5"], kind="binary"), "--positive-class 1")
+
+
+def test_one_number_of_a_cell_may_be_one_of_several_labels() -> None:
+    assert read(GRADES, kind="multilabel").target.names == ("0", "1", "2", "3", "4")
+
+
+def test_classes_in_one_column_of_probabilities_contradict_the_kind() -> None:
+    message = refused(PETS, ["0.5"], column="dog", kind="multiclass", metric="log_loss")
+    assert_says(message, "--target multiclass", "'dog'", "--target binary")
+
+
 def test_grades_with_a_gap_are_told() -> None:
     decision = read(["0", "1", "2", "10"] * 6, ["0"], metric="qwk")
     assert decision.target.names == ("0", "1", "2", "10")

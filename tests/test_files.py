@@ -26,6 +26,7 @@ from pipeline.files import (
     write_json_lines,
     write_text,
 )
+from pipeline.shapes import NUMBER, differences_from
 
 
 def names(folder: Path) -> list[str]:
@@ -169,6 +170,17 @@ def test_nested_too_deep_is_a_message(tmp_path: Path) -> None:
         read_json_lines(tmp_path / "a.jsonl")
 
 
+def test_a_number_of_thousands_of_digits_is_a_message(tmp_path: Path) -> None:
+    """Python refuses to read 5,000 digits, and 400 are more than a float can be."""
+    (tmp_path / "a.json").write_text(f'{{"a": {"9" * 5_000}}}')
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(f'{{"a": {"9" * 400}}}')
+    assert differences_from({"a": NUMBER}, read_json(tmp_path / "a.json"))[0].startswith(
+        "a: expected a number"
+    )
+
+
 @pytest.mark.parametrize("row", ["7", '"epoch"', "[1]", "null"])
 def test_a_line_that_is_no_object_is_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1}}\n{row}\n')
@@ -285,6 +297,8 @@ def test_versioned_finds_the_first_free_name(tmp_path: Path) -> None:
         (9_400, "9.4 kB"),
         (94_000, "94 kB"),
         (612_000_000, "612 MB"),
+        (999_400, "999 kB"),
+        (999_600, "1.0 MB"),
         (3_800_000_000, "3.8 GB"),
     ],
 )

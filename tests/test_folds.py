@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,9 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
 from pipeline.folds.bases import share_base
 from pipeline.ranks import NAMES
+from pipeline.report import folds_section
+from pipeline.report.comparison import build_comparison
+from pipeline.report.run_files import read_run_files
 from pipeline.targets.target import Target
 from pipeline.unfinished import resume_command
 
@@ -88,6 +92,25 @@ def test_the_record_and_the_page_hold_the_score_of_all_rows_and_its_spread(folds
     assert "validation images" not in page and "<h2>Out-of-fold rows</h2>" in page
     assert "All out-of-fold rows" in page and "Validation accuracy of 3 folds over the epochs." in page
     assert (output / "figures" / "folds.png").exists() and (output / "figures" / "confusion.png").exists()
+
+
+def test_a_comparison_shows_the_score_of_all_rows_of_folds(folds_run: Path, tmp_path: Path) -> None:
+    """Folds have no epochs, and their column of scores was empty."""
+    output = folds_run / "folds"
+    page = build_comparison([output, output / "fold-1"], tmp_path / "both").read_text(encoding="utf-8")
+    score, record = (read_json(path / "run.json")["best"]["value"] for path in (output, output / "fold-1"))
+    (row,) = re.findall(r"<tr><th[^>]*>validation accuracy</th>(.*?)</tr>", page)
+    assert re.findall(r"\d\.\d+", row) == [f"{score:.4f}", f"{record:.4f}"]
+
+
+def test_more_folds_than_colours_are_told(
+    folds_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    monkeypatch.setattr(folds_section, "RUN_LOOKS", folds_section.RUN_LOOKS[:2])
+    drawn: dict = {}
+    section = folds_section.read_folds(read_run_files(output), drawn)
+    assert section["caption"] == "Validation accuracy of 2 of the 3 folds over the epochs."
 
 
 def test_the_frozen_base_is_stored_once(folds_run: Path) -> None:

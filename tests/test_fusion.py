@@ -329,6 +329,10 @@ def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path
     assert words == "[CLS] is it a z ##e ##b ##r ##a [UNK] [UNK] ? [SEP]".split()
     tokenizer.save(tmp_path)
     assert load_tokenizer(str(tmp_path), 30).encode(QUESTIONS) == ids[:3]
+    whole = tokenizer.encode(QUESTIONS[:1])
+    as_long = build_tokenizer(QUESTIONS, len(whole[0]))
+    assert as_long.encode(QUESTIONS[:1]) == whole, "not cut"
+    assert as_long.notes(whole)[1].startswith(f"1 question with {len(whole[0])} tokens, the limit")
     assert build_tokenizer(QUESTIONS[::-1], 30).tokenizer.get_vocab() == tokenizer.tokenizer.get_vocab()
     assert [len(question) for question in load_tokenizer(str(tmp_path), 6).encode(QUESTIONS)] == [6, 6, 6]
 

@@ -64,7 +64,7 @@ def test_a_plan_counts_small_images_as_cheaper() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"schedule.image_sizes": [224]}, "two or more sizes"),
+        ({"schedule.image_sizes": [224]}, r"schedule\.image_sizes: expected two or more sizes"),
         ({"schedule.image_sizes": [224, 112]}, "each larger than the one before"),
         ({"schedule.image_sizes": [112, 224], "image_size": 384}, "the last must be image_size 384"),
         ({"schedule.image_sizes": [192, 384], "compile": True}, "compile: expected auto or false"),

@@ -4,6 +4,7 @@ images and labels are found.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import shutil
@@ -19,9 +20,15 @@ from competitions import Made
 from PIL import Image
 
 import train
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Interrupted, UserError
+from pipeline.look import duplicates
+from pipeline.look.fact_store import FactStore
+from pipeline.look.image_facts import ImageFacts
+from pipeline.look.model_input import _in_words
 from pipeline.look.same_source import in_words
 from pipeline.look.show import main
+from pipeline.recipe import Recipe
 
 KINDS = [
     function
@@ -174,6 +181,9 @@ def test_what_cannot_be_looked_at_is_one_message(photos: Path, tmp_path: Path) -
         main(["--data", str(tmp_path / "empty"), "--output", str(tmp_path / "new"), "--no-cost"])
     with pytest.raises(UserError, match="--images 1"):
         main(["--data", str(photos), "--images", "1"])
+    for size in ("0", "inf", "nan"):
+        with pytest.raises(UserError, match=f"--max-mb {size}"):
+            main(["--data", str(photos), "--max-mb", size])
 
 
 def test_a_damaged_image_is_named_and_a_sample_says_so(photos: Path, tmp_path: Path) -> None:
@@ -235,6 +245,51 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on(
     )
     look(photos, tmp_path / "out")
     assert len(again) == 14 and not set(again) & set(measured[:6])
+
+
+def test_an_image_that_a_failing_drive_does_not_give_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no facts at all, which ended the command with a KeyError."""
+    from pipeline.look import image_facts
+
+    original = image_facts.opened
+
+    def failing(path: Path) -> object:
+        if Path(path).name == "9.png":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return original(path)
+
+    monkeypatch.setattr(image_facts, "opened", failing)
+    looked = look(photos, tmp_path / "out")
+    assert "train/9.png  Input/output error" in looked and "1 image cannot be decoded" in looked
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    store = FactStore(tmp_path, None)
+    pages = store._database.execute("pragma page_count").fetchone()[0]
+    store._database.execute(f"pragma max_page_count = {pages}")
+    with pytest.raises(UserError, match="cannot be written"):
+        store.add([ImageFacts(f"{number}.png", 1, grey=bytes(4096)) for number in range(9)])
+    store.close()
+
+
+def test_flat_images_are_not_compared_pair_by_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 black images of different bytes took two minutes, 30,000 would take hours."""
+    monkeypatch.setattr(duplicates, "_same_pixels", lambda *_: pytest.fail("flat images were compared"))
+    flat = [ImageFacts(f"{number}.png", number + 1, low=0, high=7, hash=b"\xff" * 8) for number in range(50)]
+    store = FactStore(tmp_path, None)
+    assert duplicates.find_duplicates(flat, store) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("resize_to", "said"), [(None, "to 32%"), (256, "to 51%"), ((256, 256), "to 36%"), (1000, "enlarged 2.0")]
+)
+def test_the_scale_of_a_crop_is_that_of_its_resize(resize_to: object, said: str) -> None:
+    """The share of the image that a crop shows is no scale: 224 of 256 pixels was told as 32 percent."""
+    rule = Preprocessing(224, 224, resize_to=resize_to)
+    assert said in _in_words((1000, 500), rule, Recipe(backbone="any"))
 
 
 def test_likely_groups_are_named_and_not_used(photos: Path, tmp_path: Path) -> None:

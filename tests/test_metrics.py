@@ -359,6 +359,8 @@ def test_equal_predictions_are_ranked_by_position() -> None:
     np.testing.assert_array_equal(top_ranks(values, 3), [[1, 2, 0], [0, 1, 2]])
     np.testing.assert_array_equal(top_ranks(values[:, :2], 3), [[1, 0, -1], [0, 1, -1]])
     assert evaluate("map_at_3", multiclass("abcd"), np.array([2, 3]), values) == 0.25
+    few = evaluate("map_at_4", multiclass("abcd"), np.array([2, 3]), values)
+    assert evaluate("map_at_999999999999", multiclass("abcd"), np.array([2, 3]), values) == few
 
 
 def test_the_competitions_metric_is_among_all_even_where_it_is_no_row_of_the_table() -> None:

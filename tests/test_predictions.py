@@ -46,12 +46,12 @@ def test_aligned_by_id_and_refused_where_one_is_missing() -> None:
 
 def test_saved_and_loaded_keeps_ids_as_text(tmp_path: Path) -> None:
     saved = Predictions(
-        ("0012", "NA", "1e5"), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32), CLASSES
+        ("0012", "NA", "1\r2"), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32), CLASSES
     )
     saved.save(tmp_path / "test")
     loaded = Predictions.load(tmp_path / "test", CLASSES)
     assert loaded.ids == saved.ids and (loaded.values == saved.values).all()
-    assert list(saved.frame()["id"]) == ["0012", "NA", "1e5"]
+    assert list(saved.frame()["id"]) == ["0012", "NA", "1\r2"]
 
 
 @pytest.mark.parametrize("damage", ["csv", "npy", "rows"])

@@ -21,9 +21,12 @@ from runs import NAMES, PER_EPOCH, Page, make_run, score, write_lines
 from pipeline.competition.layout import Row
 from pipeline.errors import UserError
 from pipeline.kaggle.remembered import REMEMBERED
-from pipeline.report import confusion, curves, figures, ledger_figure, thumbnails
+from pipeline.report import attention, confusion, curves, figures, ledger_figure, thumbnails
+from pipeline.report.charts import class_counts_figure
+from pipeline.report.curves import RunCurve, compared_curves, epoch_curves
 from pipeline.report.live_page import LivePage
 from pipeline.report.page import build_report, main
+from pipeline.report.question_section import answers_figure
 from pipeline.report.run_facts import flat, interval
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import store_samples
@@ -278,6 +281,10 @@ def test_a_folder_without_a_run_names_the_command(tmp_path: Path, make: bool) ->
     assert "python train.py" in message and "python -m pipeline.report.page --run DIR" in message
     assert str(tmp_path / "other") in message
     assert not list(tmp_path.glob("run/*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        main(["--run", str(tmp_path / "file")])
+    assert "cp -r" not in str(caught.value) and "no run to report" in str(caught.value)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -291,6 +298,34 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"val_predictions\.csv .*path, confidence.* id, path"):
         build_report(run_dir)
     assert not (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schedule", "total_steps"), 0),
+        (("counts", "parameters"), {"trainable": 5}),
+        (("counts", "train_per_class"), {"a": 0}),
+    ],
+)
+def test_odd_values_in_run_json_do_not_end_the_page(
+    tmp_path: Path, place: tuple[str, str], value: object
+) -> None:
+    run_dir = make_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    record[place[0]][place[1]] = value
+    (run_dir / "run.json").write_text(json.dumps(record))
+    assert build_report(run_dir).is_file()
+
+
+def test_a_class_without_a_confidence_is_named_with_its_row(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    table = run_dir / "val_predictions.csv"
+    lines = table.read_text().splitlines()
+    lines[3] = lines[3].rpartition(",")[0] + ","
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="row 4: confidence: expected a number from 0 to 1"):
+        build_report(run_dir)
 
 
 def test_a_failed_page_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +367,8 @@ def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     run_dir = make_run(tmp_path / "run")
     assert main(["--run", str(run_dir)]) == 0
     assert capsys.readouterr().out.startswith(f"{run_dir / 'report.html'}: ")
+    with pytest.raises(UserError, match="--output elsewhere: only for a comparison"):
+        main(["--run", str(run_dir), "--output", "elsewhere"])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "stepped_cosine", "constant"])
@@ -403,6 +440,20 @@ def test_names_on_a_figure_are_short_and_drawable() -> None:
         "bird",
         "a very long name… (2)",
     ]
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    """Two dollar signs begin and end a formula in matplotlib, which refuses unknown words in it."""
+    name = r"$\foo$"
+    for drawn in (
+        lambda path: epoch_curves(path, [1], {"validation": [0.5]}, "accuracy", (1, name)),
+        lambda path: compared_curves(path, [RunCurve(name, [1], [0.5])], "accuracy"),
+        lambda path: answers_figure(path, [(name, 3)]),
+        lambda path: class_counts_figure(path, [name, "b"], [1, 100], logarithmic=True),
+        lambda path: attention._grid(path, [(name, [(Image.new("RGB", (8, 8)), None, name)])], name),
+    ):
+        drawn(tmp_path / "drawn.png")
+        (tmp_path / "drawn.png").unlink()
 
 
 def test_axes_start_where_a_reader_expects() -> None:

@@ -216,6 +216,7 @@ def test_metrics_of_other_types_are_named(tmp_path: Path, line: str, message: st
             "target.center: expected 1 numbers, found 2",
         ),
         ({"kind": "continuous", "names": ["x"], "scale": [0]}, "target.scale: expected numbers above 0"),
+        ({"kind": "continuous", "names": ["x"]}, "target.low: expected 1 numbers, found 0"),
     ],
 )
 def test_a_target_of_other_values_is_named(tmp_path: Path, target: object, message: str) -> None:

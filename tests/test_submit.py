@@ -775,10 +775,19 @@ def test_scrub_takes_out_every_form_of_a_token(monkeypatch, tmp_path):
         "glyphs-2",
         "https://www.kaggle.com/competitions/glyphs-2/overview",
         "https://kaggle.com/c/glyphs-2?x=1",
+        "https://www.kaggle.com/competitions/glyphs-2#description",
+        "kaggle.com/c/glyphs-2/data",
+        "HTTPS://WWW.Kaggle.com/competitions/glyphs-2",
     ],
 )
 def test_slug_from_name_or_address(text):
     assert cli.clean_slug(text) == "glyphs-2"
+
+
+def test_a_competition_that_kaggle_does_not_find_was_not_sent_to():
+    """The command ends with 0 then, and Kaggle's list was searched for a file that cannot be there."""
+    error = explain(read_reply(0, "Could not find competition: glyfs", ""), "glyfs")
+    assert not error.sent and "finds no competition 'glyfs'" in str(error)
 
 
 def test_slug_refuses_flags_and_sentences():
@@ -877,3 +886,10 @@ def test_a_file_changed_while_it_is_sent_arrives_as_it_was_checked(plan, monkeyp
     with pytest.raises(Interrupted):
         submit.submit(plan, timeout_s=0, sleep=lambda _: None)
     assert sent == [(plan.file.name, checked)]
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "nan", "inf"])
+def test_a_pause_that_is_no_number_is_told_in_words(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        submit.main([f"--poll-seconds={text}"])
+    assert f"--poll-seconds: {text} is not a number from 0" in capsys.readouterr().err

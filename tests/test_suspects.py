@@ -18,6 +18,7 @@ from conftest import colour_patch, make_competition
 from runs import Page
 
 import train
+from pipeline.benchmarks import flipped_labels
 from pipeline.benchmarks.flipped_labels import flip, found_in
 from pipeline.cleaning import suspects
 from pipeline.cleaning.confident import Suspect, find_suspects
@@ -305,6 +306,14 @@ def test_the_command_that_goes_on_drops_what_belongs_to_the_former_run(run: Path
     assert next_command(oof).startswith(
         f"{expected} --output {run / 'folds'}-corrected --set data.exclude=exclude.csv"
     )
+    oof.record.values["command"] = "python train.py --data 'd"  # cut short by hand
+    assert next_command(oof).startswith("python train.py --folds 2 --output")
+
+
+def test_a_benchmark_of_no_seed_is_a_message(tmp_path: Path) -> None:
+    for flag in ("--seeds", "--workers"):
+        with pytest.raises(UserError, match=f"{flag} 0: at least 1"):
+            flipped_labels.main(["--data", str(tmp_path), "--output", str(tmp_path / "out"), flag, "0"])
 
 
 # ---- the page ----

@@ -1,5 +1,6 @@
 import gzip
 import subprocess
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.tables import load_table, name_the_ids, write_table
-from pipeline.wording import nearest, numbered
+from pipeline.wording import natural_key, nearest, numbered
 
 
 def save(tmp_path, data):
@@ -235,3 +236,30 @@ def test_a_table_of_numbers_without_a_header_is_told_once(tmp_path):
     text = refusal(tmp_path, "3,0,0,0,255,255\n4,0,0,7,255,0\n")
     assert "no header" in text and "6 columns" in text and len(text.splitlines()) == 2
     assert "'0' occurs 3 times" in refusal(tmp_path, "id,0,0,0\n4,0,0,7\n")
+
+
+def test_a_cell_may_be_longer_than_the_limit_of_pythons_reader(tmp_path):
+    """A mask as text: it was taken for quotes that do not close."""
+    mask = "1 2 " * 50_000
+    assert load_table(save(tmp_path, f"id,mask\na,{mask}\n")).cells == (("a", mask),)
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_damaged_zip_is_a_message_however_it_is_packed(tmp_path, packed):
+    path = tmp_path / "table.csv.zip"
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        archive.writestr("table.csv", "id,b\n" + "1,2\n" * 1000)
+    data = bytearray(path.read_bytes())
+    data[50] ^= 255
+    data[60] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"table\.csv\.zip cannot be") as caught:
+        load_table(path)
+    assert "None" not in str(caught.value)
+
+
+def test_numbers_of_any_length_are_sorted_by_value():
+    names = ["a" + "9" * 5000, "a1", "a" + "9" * 4999 + "8", "a007", "a10", "a", "a0", "a00"]
+    assert sorted(names, key=natural_key) == [
+        *("a", "a0", "a00", "a1", "a007", "a10", "a" + "9" * 4999 + "8", "a" + "9" * 5000)
+    ]

@@ -265,6 +265,14 @@ def test_numbers_of_training_that_were_not_kept_are_those_of_validation(tmp_path
     assert "Distribution of Pawpularity in the validation images" in page_of(made).text
 
 
+def test_a_histogram_that_was_changed_by_hand_is_left_out(tmp_path: Path) -> None:
+    made = make_target_run(tmp_path / "run", NUMBER, "rmse")
+    record = json.loads((made.path / "run.json").read_text())
+    record["counts"]["train_histograms"] = {"Pawpularity": {"edges": [0, 1], "counts": [1, 2]}}
+    (made.path / "run.json").write_text(json.dumps(record))
+    assert "The numbers of the training images are not stored." in Page(build_report(made.path)).text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_without_its_array_of_predictions_still_has_a_page(tmp_path: Path, kind: str) -> None:
     made = make_target_run(tmp_path / "run", *KINDS[kind])

@@ -415,7 +415,7 @@ def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -
     )
     with pytest.raises(UserError, match="classes differ: 'red', 'violet'"):
         blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
-    number = {"kind": "continuous", "names": ["price"]}
+    number = Target("continuous", ("price",)).fitted(["1", "2"]).record()
     write_json(other / "run.json", record | {"class_names": ["price"], "target": number, "prior": None})
     np.save(other / "oof.npy", np.zeros((24, 1), dtype=np.float32))
     with pytest.raises(UserError, match=r"predicts a number, .* predicts one of 3 classes"):

@@ -4,16 +4,20 @@ with.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
 
 import pytest
 from conftest import colour_patch
+from PIL import Image
 
+from pipeline.competition.rows import Row
 from pipeline.report.run_files import read_run_files
-from pipeline.report.thumbnails import kept_images
+from pipeline.report.thumbnails import kept_images, rows_by_label, thumbnail
 from pipeline.run_names import INSTALLED
+from pipeline.targets.target import Target
 
 
 @pytest.fixture
@@ -83,3 +87,22 @@ def test_before_run_json_is_written_the_start_names_the_folder(run: Path) -> Non
     (run / "state").mkdir()
     (run / "state/start.json").write_text(json.dumps({"recipe": {}, "data": "data"}))
     assert shown(run, "data/train/cat/1.png")
+
+
+@pytest.mark.parametrize("name", ["long.gif", "long.jpg"])
+def test_a_comment_in_a_file_does_not_get_into_the_page(tmp_path: Path, name: str) -> None:
+    """A GIF may have a longer comment than a JPEG can hold: then saving the small image failed."""
+    comment = b"nobody's business " * (10_000 if name.endswith("gif") else 100)
+    Image.new("RGB", (40, 40), (200, 50, 40)).save(tmp_path / name, comment=comment)
+    jpeg = base64.b64decode(thumbnail(tmp_path / name, 112) or "")
+    assert jpeg.startswith(b"\xff\xd8") and b"business" not in jpeg
+
+
+def test_rows_without_the_first_number_are_in_no_range() -> None:
+    target = Target("continuous", ("x", "y"), separator="|")
+    labels = ["|1", "5|1", "|2", "1|3", "9|1", "|1", "3|1", "2|2", "|4", "8|8"]
+    groups = rows_by_label([Row(label, Path(label), label) for label in labels], target)
+    assert [(name, [row.id for row in rows]) for name, rows in groups.items()] == [
+        (f"{number:g} to {number:g}", [label])
+        for number, label in ((1, "1|3"), (2, "2|2"), (3, "3|1"), (5, "5|1"), (8, "8|8"), (9, "9|1"))
+    ]

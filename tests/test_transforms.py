@@ -317,3 +317,20 @@ def test_augmentation_can_be_switched_off_part_by_part() -> None:
 def test_every_filter_can_augment(resample: int) -> None:
     rule = Preprocessing(16, 16, resample=resample)
     assert augmenter(Augmentation(), rule)(picture((60, 40))).size == (16, 16)
+
+
+@pytest.mark.parametrize("size", [(3, 700), (700, 3), (2, 701)])
+def test_the_ends_of_a_very_long_image_are_not_resized(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    across = np.linspace(0, 255, max(size)).astype(np.uint8)
+    pixels = np.broadcast_to(across[None] if size[0] > size[1] else across[:, None], size[::-1])
+    image, rule = Image.fromarray(pixels).convert("RGB"), Preprocessing(16, 16, resize_to=20)
+    whole = np.asarray(rule.resize(image)).astype(int)
+    monkeypatch.setattr("pipeline.data.transforms.MAX_SIDE", 1_000)
+    assert np.abs(np.asarray(rule.resize(image)) - whole).max() <= 1
+
+
+def test_a_line_of_pixels_needs_no_gigabytes() -> None:
+    """Resized as a whole it would have 256 x 51 million pixels."""
+    assert Preprocessing(224, 224, resize_to=256).resize(Image.new("RGB", (1, 200_000))).size == (224, 224)

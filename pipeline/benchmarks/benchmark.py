@@ -182,9 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print the table. Return the exit code.
 
     Raises:
-        UserError: a peer cannot be imported, or there are fewer images than one batch.
+        UserError: a peer cannot be imported, a number is below 1, or there are fewer images than one batch.
     """
     args = parse(argv)
+    for flag, number in (("--batch-size", args.batch_size), ("--rounds", args.rounds)):
+        if number < 1:
+            raise UserError(f"{flag} {number}: at least 1")
     if args.images < args.batch_size:
         raise UserError(f"--images {args.images}: fewer than one batch of {args.batch_size}")
     os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported, so that no progress bars are timed

@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run every seed that was not run yet, and print the table of all seeds. Return the exit code.
 
     Raises:
-        UserError: the competition does not have one class per image, or a command failed.
+        UserError: a number is below 1, the competition does not have one class per image, or a command
+            failed.
     """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.benchmarks.flipped_labels",
@@ -61,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
     args = parser.parse_args(argv)
+    for flag, number in (("--seeds", args.seeds), ("--workers", args.workers)):
+        if number < 1:
+            raise UserError(f"{flag} {number}: at least 1")
     competition = read_layout(args.data)
     if competition.target is None or not competition.target.is_choice:
         raise UserError(f"{args.data}: one class per image is needed to flip labels")

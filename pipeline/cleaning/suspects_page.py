@@ -21,6 +21,7 @@ from pipeline.report.rendering import SIZE_MARK, render, script
 from pipeline.report.thumbnails import MARGIN_PX, SMALL_PX, is_own, thumbnail
 from pipeline.report.words import brief, percent
 from pipeline.tables import guarded
+from pipeline.unfinished import words_of
 
 if TYPE_CHECKING:
     from pipeline.cleaning.neighbours import Neighbour
@@ -76,7 +77,7 @@ def build_page(
 
 def next_command(oof: OutOfFold) -> str:
     """Return the command that trains the folds again with corrected labels, into another folder."""
-    command = shlex.split(str(oof.record.values.get("command") or ""))
+    command = words_of(str(oof.record.values.get("command") or ""))
     if command[:2] != ["python", "train.py"]:
         command = ["python", "train.py", "--folds", str(oof.num_folds)]
     kept, rest = command[:2], command[2:]

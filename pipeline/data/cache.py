@@ -212,12 +212,11 @@ class ImageCache:
         return f"{self.folder}{os.sep}{key}.{level}{SUFFIX}"
 
     def _drop(self, name: str) -> None:
-        with self.used.get_lock():
-            try:
-                self.used.value -= os.stat(name).st_size
-                os.unlink(name)
-            except FileNotFoundError:  # another loader process has already deleted it
-                pass
+        # Another loader process may have deleted it already, or the disk is read-only
+        with self.used.get_lock(), suppress(OSError):
+            num_bytes = os.stat(name).st_size
+            os.unlink(name)
+            self.used.value -= num_bytes
 
     def _make_room(self) -> int:
         """Delete old cache files and return the bytes that are left.

@@ -112,7 +112,7 @@ class RandomCrop:
         return _halvings(smallest / max(self.preprocessing.width, self.preprocessing.height))
 
     def cut(self, image: DecodedImage, crop: Crop) -> torch.Tensor:
-        """Return `crop` of a `image` that was decoded at any level: (3, H, W) uint8 at the size of the
+        """Return `crop` of an `image` that was decoded at any level: (3, H, W) uint8 at the size of the
         model's input.
 
         At a lower level the edges of the crop are rounded to whole pixels of that level, so they move by at

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -46,19 +47,19 @@ class QuestionTokenizer:
         return []
 
     def notes(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return notes for the user: how long the questions are, how many were cut, and a warning about
-        unknown tokens.
+        """Return notes for the user: how long the questions are, how many may have been cut, and a warning
+        about unknown tokens.
         """
-        cut = sum(len(ids) >= self.max_tokens for ids in token_ids)
+        full = sum(len(ids) >= self.max_tokens for ids in token_ids)  # cut, or just as long
         pieces = sum(len(ids) for ids in token_ids)
         unknown = sum(list(ids).count(self.tokenizer.unk_token_id) for ids in token_ids)
         notes = [
             f"questions: {max(map(len, token_ids), default=0)} tokens at most, {len(self.tokenizer):,} in "
             "the vocabulary"
         ]
-        if cut:
+        if full:
             notes.append(
-                f"{cut:,} questions reach the limit of {self.max_tokens} tokens and are cut "
+                f"{counted(full, 'question')} with {self.max_tokens} tokens, the limit: longer ones are cut "
                 "(data.max_question_tokens)"
             )
         if pieces and unknown / pieces > 0.05:

@@ -58,10 +58,23 @@ class Preprocessing:
         if isinstance(self.resize_to, tuple):
             high, wide = self.resize_to
         else:  # rounded down, as transformers and torchvision do
+            image = self._middle(image, self.resize_to)
             wide, high = (int(self.resize_to * side / min(image.size)) for side in image.size)
         image = image.resize((wide, high), self.resample)
         left, top = (wide - self.width) // 2, (high - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
+
+    def _middle(self, image: Image.Image, shorter_side: int) -> Image.Image:
+        """Return the image without the ends that the centre crop drops, if it is very long.
+
+        With a shorter side of `shorter_side` pixels the whole of it could take gigabytes.
+        """
+        shorter = min(image.size)
+        if max(image.size) * shorter_side <= MAX_SIDE * shorter:
+            return image
+        keep = shorter * (3 * max(self.height, self.width) // shorter_side + 3)
+        left, top = (max(side - keep, 0) // 2 for side in image.size)
+        return image.crop((left, top, image.width - left, image.height - top))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 (pixels * scale - mean) / std of (B, 3, H, W) uint8, on the tensor's own device."""

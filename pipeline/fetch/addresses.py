@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def parse_source(text: str, folder: Path = Path()) -> Source:
         UserError: it is none of these, a Drive folder, or a file that does not exist.
     """
     text = text.strip()
-    path = Path(folder) / Path(text).expanduser()
+    path = Path(folder) / os.path.expanduser(text)  # unlike Path's own, it keeps ~unknown as it is
     if text and path.is_file():
         return Source("file", str(path))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):

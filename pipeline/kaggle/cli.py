@@ -53,11 +53,8 @@ def clean_slug(text: str) -> str:
     Raises:
         UserError: the text is neither.
     """
-    slug = (
-        re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", text.strip())
-        .split("/")[0]
-        .split("?")[0]
-    )
+    address = re.match(r"(?i)(https?://)?(www\.)?kaggle\.com/(competitions|c)/", text.strip())
+    slug = re.split("[/?#]", text.strip()[address.end() if address else 0 :])[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", slug):
         raise UserError(
             f"{text!r} is not a competition name: expected the last part of "

@@ -126,7 +126,7 @@ _ENDED = re.compile(
 _STATUS_WORDS = {
     401: "unauthori[sz]ed|unauthenticated",
     403: "accept.{0,40}rules|denied|forbidden|permission",
-    404: "not found",
+    404: "not found|could not find competition",
     429: "too many requests",
 }
 _NETWORK = re.compile(

@@ -60,7 +60,7 @@ def _beside(train: Sequence[Row], test: Sequence[Row]) -> tuple[Strip, ...]:
                     Strip(
                         name,
                         tuple(
-                            SmallImage(row.path, f"{name}: {row.label or row.id}" if row.label else name)
+                            SmallImage(row.path, f"{name}: {row.label}" if row.label else name)
                             for row in rows
                         ),
                     )

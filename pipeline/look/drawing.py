@@ -37,8 +37,8 @@ def together_figure(path: Path, share: np.ndarray, names: Sequence[str]) -> None
                 color=colour,
                 fontsize=8,
             )
-        axes.set_xticks(range(len(names)), names, fontsize=9, parse_math=False, rotation=90)
-        axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
+        axes.set_xticks(range(len(names)), names, fontsize=9, rotation=90)
+        axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.grid(False)
         axes.spines[:].set_visible(True)
         axes.spines[:].set_color(GRID)

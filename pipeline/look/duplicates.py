@@ -110,8 +110,15 @@ def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) 
 
     The caller joins each pair before the next.
     """
+    # The hashes of flat images are all alike: thousands of them would be millions of pairs. A standard
+    # deviation is at most half of the range.
     places = np.array(
-        [place for place, one in enumerate(facts) if one.hash and joined.top(place) == place], dtype=np.int64
+        [
+            place
+            for place, one in enumerate(facts)
+            if one.hash and one.high - one.low >= 2 * LEAST_SPREAD and joined.top(place) == place
+        ],
+        dtype=np.int64,
     )
     for first, second in _alike_hashes(facts, places):
         for start in range(0, len(first), PAIRS):

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.data.images import DECODERS
 from pipeline.data.intensity import Intensity
+from pipeline.errors import UserError
 from pipeline.look.image_facts import GREY_PX, ImageFacts
 
 FILE = "facts.sqlite"
@@ -79,11 +80,14 @@ class FactStore:
         return found
 
     def add(self, several: Iterable[ImageFacts]) -> None:
-        """Store these facts."""
+        """Store these facts.
+
+        Raises:
+            UserError: the file cannot be written, because the disk is full.
+        """
         marks = ", ".join("?" * (len(COLUMNS) + 1))
         rows = [(*astuple(facts), stamp(facts.path)[1]) for facts in several]
-        self._database.executemany(f"insert or replace into images values ({marks})", rows)
-        self._database.commit()
+        self._write(f"insert or replace into images values ({marks})", rows)
 
     def greys(self, paths: Sequence[str]) -> np.ndarray:
         """Return (N, GREY_PX, GREY_PX) uint8: the grey copies of decodable images, in the order of
@@ -103,14 +107,27 @@ class FactStore:
         }
 
     def add_digests(self, digests: dict[str, str]) -> None:
-        """Store these digests."""
+        """Store these digests.
+
+        Raises:
+            UserError: as `add`.
+        """
         rows = [(path, *stamp(path), digest) for path, digest in digests.items()]
-        self._database.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
-        self._database.commit()
+        self._write("insert or replace into digests values (?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _write(self, statement: str, rows: Sequence[tuple]) -> None:
+        try:
+            self._database.executemany(statement, rows)
+            self._database.commit()
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error}): free some space, then run the same command again; "
+                "it continues"
+            ) from None
 
     def _rows(self, question: str, paths: Sequence[str]) -> Iterator[tuple]:
         for start in range(0, len(paths), AT_ONCE):

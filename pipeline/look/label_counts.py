@@ -60,7 +60,7 @@ def _classes(target: Target, rows: Sequence[Row], figures: Path) -> Section:
     if target.kind in ("multiclass", "ordinal") and len(counts) > 10:
         tenth = sum(sorted(counts.values(), reverse=True)[: -(-len(counts) // 10)])
         section.says.append(
-            f"The largest tenth of the {noun[1]} holds {tenth / max(len(rows), 1):.0%} of them."
+            f"The largest tenth of the {noun[1]} holds {tenth / max(len(rows), 1):.0%} of these ids."
         )
     logarithmic = bool(held) and held[-1] >= LOG_RATIO * held[0]
     path = figures / "class_counts.png"

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import human_size, write_text
 from pipeline.look.section import Grid, Section, Sheet, SmallImage
 from pipeline.report.rendering import embedded, render
-from pipeline.report.thumbnails import thumbnail
+from pipeline.report.thumbnails import SMALL_PX, thumbnail
 
 FILE = "look.html"
 ROWS_ON_PAGE = 2_000  # maximum rows of one table; files beside the page may hold more
@@ -25,21 +25,18 @@ class Thumbnails:
 
     def __init__(self, intensity: Intensity | None) -> None:
         self._intensity = intensity
-        self._made: dict[tuple[Path, int], str | None] = {}
+        self._made: dict[Path, str | None] = {}
 
     def make(self, images: Sequence[SmallImage]) -> None:
         """Make the missing ones, on all cores."""
-        wanted = [
-            key for key in dict.fromkeys((one.path, one.side_px) for one in images) if key not in self._made
-        ]
+        wanted = [path for path in dict.fromkeys(one.path for one in images) if path not in self._made]
         with ThreadPoolExecutor() as pool:
-            self._made.update(
-                zip(wanted, pool.map(lambda key: thumbnail(*key, self._intensity), wanted), strict=True)
-            )
+            made = pool.map(lambda path: thumbnail(path, SMALL_PX, self._intensity), wanted)
+            self._made.update(zip(wanted, made, strict=True))
 
     def of(self, image: SmallImage) -> str | None:
         """Return one of them; None if the image cannot be decoded, or was not made."""
-        return self._made.get((image.path, image.side_px))
+        return self._made.get(image.path)
 
 
 def write_page(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,9 +27,8 @@ def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None
         Interrupted: Ctrl-C; facts measured so far are stored.
     """
     paths = list(dict.fromkeys(paths))
-    known = store.known(paths)
-    new = [path for path in paths if path not in known]
-    done = 0
+    found = store.known(paths)
+    new = [path for path in paths if path not in found]
     try:
         with (
             ThreadPoolExecutor() as pool,
@@ -39,11 +39,11 @@ def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None
                 # decoders release the GIL
                 facts = list(pool.map(lambda path: image_facts(path, intensity), part))
                 store.add(facts)
-                done += len(part)
+                found |= {path: replace(one, grey=b"") for path, one in zip(part, facts, strict=True)}
                 bar.update(len(part))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are stored in {store.path}, "
-            "and the same command continues"
+            f"stopped after {len(found):,} of {len(paths):,} images; they are stored in {store.path}, and "
+            "the same command continues"
         ) from None
-    return known | store.known(new)
+    return found

@@ -125,18 +125,19 @@ def _usual_and_longest(looked: Looked, rows: Sequence[Row]) -> list[Row]:
 
 def _in_words(size: tuple[int, int], preprocessing: Preprocessing, recipe: Recipe) -> str:
     width, height = size
-    across, down = preprocessing.width / width, preprocessing.height / height
+    across, down = preprocessing.width / width, preprocessing.height / height  # the scales
     if preprocessing.resize_to is None:
         ratio = max(across, down) / min(across, down)
         read = f"resized to {preprocessing.width} x {preprocessing.height}" + (
             f", which stretches one side {ratio:.2f} times" if ratio > 1.02 else ""
         )
     else:
-        shorter = (
-            preprocessing.resize_to
-            if isinstance(preprocessing.resize_to, int)
-            else min(preprocessing.resize_to)
-        )
+        if isinstance(preprocessing.resize_to, int):
+            shorter = preprocessing.resize_to
+            across = down = shorter / min(size)
+        else:
+            shorter = min(preprocessing.resize_to)
+            down, across = (new / old for new, old in zip(preprocessing.resize_to, size[::-1], strict=True))
         side = f"{preprocessing.width} x {preprocessing.height}"
         read = f"resized to a shorter side of {shorter} and cropped to the central {side}"
     factor = np.sqrt(across * down)

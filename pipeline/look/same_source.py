@@ -23,6 +23,7 @@ from pipeline.wording import counted
 FEWEST, FOLDS = 20, 5  # minimum of images of each part: with fewer an AUC means nothing; number of folds
 MOST = 4_000  # maximum of images of each part for the classifier
 SMALL_PX, SHOWN = 4, 12
+SEED = 0
 CHANCE = 2.0  # standard errors around 0.5 that count as chance
 
 
@@ -38,7 +39,7 @@ class Told:
     likeness: np.ndarray  # (T,) out-of-fold probability of each training row to be a test image
 
 
-def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | None:
+def tell_apart(looked: Looked, sets: Sequence[Copies]) -> Told | None:
     """Fit and judge the classifier; None if a part has fewer than `FEWEST` images.
 
     Copies and images of one id share a fold.
@@ -48,7 +49,7 @@ def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | 
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     parts = [looked.sound(looked.part(name)) for name in ("train", "test")]
     if min(map(len, parts)) < FEWEST:
         return None
@@ -65,11 +66,11 @@ def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | 
         "files": _of_files(looked.facts_of(rows)),
     }
     features["all"] = np.concatenate(list(features.values()), axis=1)
-    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, is_test, groups))
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED).split(rows, is_test, groups))
     aucs, likeness = {}, np.zeros(len(rows))
     for name in ("all", "images", "files"):
         model = HistGradientBoostingClassifier(
-            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed
+            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=SEED
         )
         # on a busy machine several threads wait for each other: 30 s instead of 0.8 s
         with threadpool_limits(1):

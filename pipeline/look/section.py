@@ -17,7 +17,6 @@ class SmallImage:
 
     path: Path
     words: str
-    side_px: int = 112
 
 
 @dataclass(frozen=True)

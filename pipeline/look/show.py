@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.images is not None and args.images < 2:
         raise UserError(f"--images {args.images}: expected at least 2")
-    if not args.max_mb > 0:
-        raise UserError(f"--max-mb {args.max_mb:g}: expected more than 0")
+    if not 0 < args.max_mb < float("inf"):
+        raise UserError(f"--max-mb {args.max_mb:g}: expected a number of MB above 0")
     from pipeline.competition.layout import read_for_training
 
     recipe = _recipe(args)

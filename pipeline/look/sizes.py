@@ -118,9 +118,9 @@ def _differences(parts: dict[str, list[ImageFacts]]) -> list[str]:
                 f"Train and test differ in {name}: the median is {_short(train)} in train and {_short(test)} "
                 "in test."
             )
-    for name, values in (("format", "format"), ("mode", "mode")):
-        kinds = [{getattr(one, values) for one in parts[part]} for part in ("train", "test")]
-        if only := kinds[1] - kinds[0]:
+    for name in ("format", "mode"):
+        train, test = ({getattr(one, name) for one in parts[part]} for part in ("train", "test"))
+        if only := test - train:
             lines.append(f"Test has images of a {name} that train does not have: {', '.join(sorted(only))}.")
     return lines
 

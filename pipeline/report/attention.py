@@ -208,22 +208,19 @@ def in_words(maps: AttentionMaps, class_names: Sequence[str], target: Target | N
     Several labels: the most probable one. `target` None: the classes of a pretrained model.
     """
     from pipeline.report.figures import drawable
+    from pipeline.targets.target import multiclass
 
-    logits = maps.logits[None].astype(np.float64)
-    if target is None or target.kind == "multiclass":
-        shares = np.exp(logits[0] - logits[0].max())
-        names, place, probability = class_names, maps.predicted, shares[maps.predicted] / shares.sum()
+    target = target or multiclass(class_names)
+    values = target.activate(maps.logits[None])
+    if target.kind == "continuous":
+        return (text := target.decode(values)[0]), text
+    place = maps.predicted if target.kind == "multilabel" else int(target.chosen(values)[0])
+    if target.kind == "binary":
+        probability = values[0, 0] if place else 1 - values[0, 0]
     else:
-        values = target.activate(maps.logits[None])
-        if target.kind == "continuous":
-            return (text := target.decode(values)[0]), text
-        names = target.names
-        place = maps.predicted if target.kind == "multilabel" else int(target.chosen(values)[0])
-        if target.kind == "binary":
-            probability = values[0, 0] if place else 1 - values[0, 0]
-        else:
-            probability = values[0, place]
-    return f"{drawable(names[place], place)} {probability:.0%}", names[place]
+        probability = values[0, place]
+    name = target.names[place]
+    return f"{drawable(name, place)} {probability:.0%}", name
 
 
 def load(run: str) -> tuple[Any, Sequence[str], Target | None]:

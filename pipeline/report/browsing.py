@@ -352,7 +352,7 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     part = {
         "name": "marks",
         "label": "its true value",
-        "options": [("", "any"), *_ranges(truth[known[:, 0], 0], parts[known[:, 0], 0], several)],
+        "options": [("", "any"), *(_ranks(parts[known]) if several else _ranges(truth[:, 0], parts[:, 0]))],
     }
     sorts = [
         ("|error", "error, largest first"),
@@ -363,17 +363,21 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     return items, {"noun": "number", "filters": [column, part], "sorts": sorts, "matrix": None}
 
 
-def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[str, str]]:
-    """Return the ranges of a number; for several numbers only their rank, because each has its own range."""
+def _ranks(parts: np.ndarray) -> list[tuple[str, str]]:
+    """Return the ranges of several numbers: only their rank, because each number has its own."""
+    return [
+        (f"p{part}", f"part {part + 1} of {RANGE_PARTS}, from the smallest")
+        for part in np.unique(parts).tolist()
+    ]
+
+
+def _ranges(truth: np.ndarray, parts: np.ndarray) -> list[tuple[str, str]]:
+    """Return the ranges of a number, with their count of images."""
     found = []
     for part in np.unique(parts).tolist():
         inside = truth[parts == part]
-        words = (
-            f"{brief(float(inside.min()))} to {brief(float(inside.max()))} ({counted(len(inside), 'image')})"
-        )
-        found.append(
-            (f"p{part}", f"part {part + 1} of {RANGE_PARTS}, from the smallest" if several else words)
-        )
+        words = f"{brief(float(inside.min()))} to {brief(float(inside.max()))}"
+        found.append((f"p{part}", f"{words} ({counted(len(inside), 'image')})"))
     return found
 
 

@@ -64,14 +64,14 @@ def calibration_figure(
             handle.set_sizes([40])
 
 
-def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> None:
-    """Draw the ROC curve of (N,) bool truth, with both values, and probabilities; the point of `threshold` is
-    marked.
+def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray) -> None:
+    """Draw the ROC curve of (N,) bool truth, with both values, and probabilities; the point of the threshold
+    0.5 is marked.
     """
     from sklearn.metrics import roc_curve
 
     false_rate, true_rate, _ = roc_curve(truth, probabilities)
-    positive = probabilities >= threshold
+    positive = probabilities >= 0.5
     with new_axes(path) as axes:
         axes.plot([0, 1], [0, 1], label="chance", **EVEN)
         axes.plot(false_rate, true_rate, color=VALIDATION, clip_on=False)
@@ -82,9 +82,7 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
             "markeredgewidth": 1.6,
             "clip_on": False,
         }
-        axes.plot(
-            positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look
-        )
+        axes.plot(positive[~truth].mean(), positive[truth].mean(), "o", label="threshold 0.5", **look)
         axes.set(
             xlim=(0, 1.02), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate (recall)"
         )
@@ -106,8 +104,8 @@ def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: s
         axes.plot(truth, predicted, "o", color=VALIDATION, markersize=4.5, alpha=alpha, markeredgewidth=0)
         shown = drawable(name, 0)
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
-        axes.set_xlabel(f"true {shown}", parse_math=False)
-        axes.set_ylabel(f"predicted {shown}", parse_math=False)
+        axes.set_xlabel(f"true {shown}")
+        axes.set_ylabel(f"predicted {shown}")
         _number_axes(axes)
         axes.legend(**ABOVE)
 
@@ -119,7 +117,7 @@ def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
             errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85
         )
         axes.axvline(0, **EVEN)
-        axes.set_xlabel(f"predicted minus true {drawable(name, 0)}", parse_math=False)
+        axes.set_xlabel(f"predicted minus true {drawable(name, 0)}")
         axes.set_ylabel("images")
         _number_axes(axes)
 
@@ -131,7 +129,7 @@ def number_counts_figure(
     with new_axes(path) as axes:
         axes.stairs(counts, edges, fill=True, color=TRAINING, alpha=0.85)
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(counts) * 1.06 or 1), ylabel=of)
-        axes.set_xlabel(drawable(name, 0), parse_math=False)
+        axes.set_xlabel(drawable(name, 0))
         _number_axes(axes)
 
 
@@ -187,9 +185,7 @@ def class_counts_figure(
     with new_axes(path, (CURVE_SIZE[0], 0.9 + 0.24 * len(counts))) as axes:
         bars = axes.barh(range(len(heights)), heights, color=TRAINING, height=0.72)
         axes.bar_label(bars, [f"{height:,}" for height in heights], padding=3, fontsize=9, color=QUIET)
-        axes.set_yticks(
-            range(len(heights)), [names[number] for number in order], fontsize=9.5, parse_math=False
-        )
+        axes.set_yticks(range(len(heights)), [names[number] for number in order], fontsize=9.5)
         axes.set(ylim=(len(heights) - 0.4, -0.6), xlim=(0, max(heights) * 1.12), xlabel="training images")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if logarithmic:

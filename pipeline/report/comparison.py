@@ -73,6 +73,7 @@ def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True
         labels=all(files.target.kind == "multilabel" for files in runs.values()),
         shown_classes=SHOWN_CLASSES,
         only=read_only_right(runs),
+        rows_are=next(iter(runs.values())).rows_are,
         images=images,
         written=datetime.now().astimezone().isoformat(),
     )
@@ -221,8 +222,8 @@ def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[
         confusion_figure(path, counts, names)
         drawn[path.stem] = (
             path,
-            f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {int(counts.sum()):,} validation "
-            "images are right.",
+            f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {int(counts.sum()):,} {files.checked} "
+            f"{files.rows_are} are right.",
         )
         matrices[run] = names, counts
     return matrices
@@ -265,12 +266,14 @@ def _results(files: RunFiles) -> dict[str, Any]:
     metrics = (
         {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
     )
+    if several := files.record.get("folds") or files.record.get("blend"):  # of all rows; there is no epoch
+        metrics = {f"val_{key}": value for key, value in several["scores"].items() if value is not None}
     rows |= {key: metrics[key] for key, _ in run_facts.ordered(metrics, files)}
     tested = {f"test_{key}": value for key, value in files.scores.get("metrics", {}).items()}
     rows |= {key: tested[key] for key, _ in run_facts.ordered(tested, files)}
     counts = files.record.get("counts", {})
     rows |= {
-        f"{words} images": measured(counts[key])
+        f"{words} {files.rows_are}": measured(counts[key])
         for key, words in (("train", "training"), ("val", "validation"))
         if counts.get(key)
     }

@@ -52,8 +52,8 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str],
         )
         if max(map(len, names)) <= (8 if num_classes <= 4 else 3 if num_classes <= 10 else 2):
             turned = {}
-        axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **turned)
-        axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
+        axes.set_xticks(range(num_classes), names, fontsize=size, **turned)
+        axes.set_yticks(range(num_classes), names, fontsize=size)
         _as_matrix(axes)
         axes.set_xlabel(
             f"predicted {noun}\n(numbers: % of the true {noun})", fontsize=10 if num_classes > 4 else 9

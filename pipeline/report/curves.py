@@ -271,7 +271,7 @@ def scheduled(schedule: dict[str, Any] | None) -> tuple[list[int], list[float]]:
     if not schedule:
         return [], []
     total, per_epoch = schedule["total_steps"], max(1, schedule["steps_per_epoch"])
-    chosen = {*range(0, total, math.ceil(total / 1500)), schedule["warmup_steps"], total - 1}
+    chosen = {*range(0, total, max(1, math.ceil(total / 1500))), schedule["warmup_steps"], total - 1}
     if total <= 250 * per_epoch:
         chosen |= {step for end in range(per_epoch, total, per_epoch) for step in (end - 1, end)}
     steps = sorted(step for step in chosen if 0 <= step < total)

@@ -42,6 +42,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 10.5,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $5, and a run $a_b$
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "xtick.labelcolor": INK,

@@ -19,7 +19,8 @@ def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     """Return `rows` of the folds, `mean` and `deviation` of the metric, its value over `all` rows, and
     `scores`.
 
-    The figure `folds` is added to `drawn`. None for a run without folds.
+    The figure `folds` is added to `drawn`, with the curves of as many folds as there are colours; `caption`
+    says of which. None for a run without folds.
 
     Raises:
         UserError: a fold's metrics.jsonl is damaged.
@@ -42,12 +43,15 @@ def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         path = files.path / "figures" / "folds.png"
         compared_curves(path, curves, name)
         drawn["folds"] = path, f"Validation {metric_name(name)} of {len(curves)} folds over the epochs."
+    all_drawn = len(curves) == len(folds["each"])
+    of = "each fold" if all_drawn else f"{len(curves)} of the {len(folds['each'])} folds"
 
     def words(value: float | None) -> str:
         return "–" if value is None else metric_value(name, value)
 
     return {
         "metric": metric_name(name),
+        "caption": f"Validation {metric_name(name)} of {of} over the epochs.",
         "count": folds["count"],
         "all": words(folds["scores"].get(name)),
         "rows": [line | {"value": words(line.get("value"))} for line in folds["each"]],

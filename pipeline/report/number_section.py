@@ -14,10 +14,10 @@ from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_images
 from pipeline.targets.metrics import evaluate
+from pipeline.targets.target import Target
 
 MAX_DRAWN_COLUMNS = 4
 SHOWN_ERRORS = 18
-BINS = 30
 
 
 def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
@@ -73,7 +73,12 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
 
         stored, of = histograms(files.target.names, files.truth), f"{files.checked} images"
     shown = []
-    for number, (name, histogram) in enumerate(list((stored or {}).items())[:MAX_DRAWN_COLUMNS]):
+    whole = [
+        (name, found)
+        for name, found in (stored or {}).items()
+        if len(found["edges"]) == len(found["counts"]) + 1 > 1  # not changed by hand
+    ]
+    for number, (name, histogram) in enumerate(whole[:MAX_DRAWN_COLUMNS]):
         path = files.path / "figures" / f"numbers_{number}.png"
         number_counts_figure(path, histogram["edges"], histogram["counts"], name, of)
         drawn[path.stem] = path, f"Histogram of {name} over {sum(histogram['counts']):,} {of}."
@@ -92,7 +97,7 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
 def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
     target, known = files.target, ~np.isnan(truth)
     truth, errors = truth[known], errors[known]
-    single = type(target)("continuous", (target.names[number],))
+    single = Target("continuous", (target.names[number],))
     pair = truth[:, None], (truth + errors)[:, None]
     mean = target.center[number] if target.center else float(truth.mean()) if len(truth) else 0.0
     return {

@@ -57,9 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("comparison"),
         metavar="DIR",
-        help="folder for a comparison (default: %(default)s)",
+        help="folder for a comparison of several runs (default: comparison)",
     )
     parser.add_argument(
         "--if-present",
@@ -81,10 +80,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     origin = find_origin(args.of) if args.of and not args.run else None
     runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
+    if args.output and len(runs) == 1:
+        raise UserError(
+            f"--output {args.output}: only for a comparison (--run several times); the page of one run is "
+            f"written into its folder, {runs[0]}"
+        )
     if args.if_present and not has_run(runs[0]):
         print(f"{runs[0]} holds no run: no page to write")
         return 0
-    if len(runs) == 1 and (problem := _read_only(runs[0])):
+    if len(runs) == 1 and has_run(runs[0]) and (problem := _read_only(runs[0])):
         if not args.if_present:
             raise UserError(problem)
         print(f"no page: {problem}")
@@ -94,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         page = (
             build_report(runs[0], images=images)
             if len(runs) == 1
-            else build_comparison(runs, args.output, images)
+            else build_comparison(runs, args.output or Path("comparison"), images)
         )
     size = page.stat().st_size
     print(

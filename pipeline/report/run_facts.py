@@ -307,7 +307,7 @@ def parameters(files: RunFiles) -> list[dict[str, Any]]:
     return [
         {"label": label, "count": counts[key], "share": counts[key] / total}
         for key, label in PARAMETERS.items()
-        if counts.get(key)
+        if total and counts.get(key)
     ]
 
 

@@ -168,11 +168,16 @@ class RunFiles:
                 f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(VAL_COLUMNS)}"
             )
         rows = [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
-        bad = [line for line, row in zip(table.lines, rows, strict=True) if not _is_share(row["confidence"])]
+        one_of_several = self.target.is_choice or self.target.kind == "binary"
+        bad = [
+            line
+            for line, row in zip(table.lines, rows, strict=True)
+            if not (_is_share(row["confidence"]) if row["confidence"] else not one_of_several)
+        ]
         if bad:
+            or_empty = "" if one_of_several else ", or an empty cell"
             raise UserError(
-                f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or an empty cell; it "
-                "is damaged"
+                f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1{or_empty}; it is damaged"
             )
         return rows
 
@@ -237,7 +242,7 @@ def _defined(values: dict[str, float | None]) -> dict[str, float]:
 
 def _is_share(cell: str) -> bool:
     try:
-        return not cell or 0 <= float(cell) <= 1
+        return 0 <= float(cell) <= 1
     except ValueError:
         return False
 

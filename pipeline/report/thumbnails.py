@@ -59,17 +59,17 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
 
 def rows_by_label(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
     """Return the rows of each class, grade or label, in order; numbers in `NUMBER_GROUPS` ranges with about
-    equal counts.
+    equal counts, without rows that lack the first number.
     """
     if target.kind == "continuous":
         numbers = target.encode([row.label for row in rows])[:, 0].tolist()
-        ordered = [rows[number] for number in sorted(range(len(rows)), key=numbers.__getitem__)]
-        numbers.sort()
-        cuts = [len(rows) * part // NUMBER_GROUPS for part in range(NUMBER_GROUPS + 1)]
-        parts = [(low, high) for low, high in pairwise(cuts) if high > low]
+        known = [place for place, number in enumerate(numbers) if not math.isnan(number)]
+        known.sort(key=numbers.__getitem__)
+        cuts = [len(known) * part // NUMBER_GROUPS for part in range(NUMBER_GROUPS + 1)]
         groups: dict[str, list[Row]] = {}
-        for low, high in parts:
-            groups.setdefault(f"{numbers[low]:g} to {numbers[high - 1]:g}", []).extend(ordered[low:high])
+        for part in (known[low:high] for low, high in pairwise(cuts) if high > low):
+            name = f"{numbers[part[0]]:g} to {numbers[part[-1]]:g}"
+            groups.setdefault(name, []).extend(rows[place] for place in part)
         return groups
     by_class: dict[str, list[Row]] = {name: [] for name in target.names}
     for row in rows:
@@ -155,6 +155,7 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
             image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     except BadImage:
         return None
+    image.info = {}  # a comment in the file would go into the page, and above 64 kB no JPEG can hold it
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -72,6 +72,11 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     case = Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
     target, texts, why, notes = of_columns(case) if labels.columns else _of_texts(case)
+    if asked.kind not in (None, target.kind):
+        raise UserError(
+            f"--target {asked.kind}: {labels.where} holds {target.describe()} ({why}); use --target "
+            f"{target.kind} or leave it out"
+        )
     metric = asked.metric and metric_for(asked.metric, target.kind).name
     if case.metric is not None and target.kind not in case.metric.kinds:
         kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
@@ -201,6 +206,10 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
                 "for --target ordinal"
             )
         return of_grades(case, names, whole)
+    if kind == "binary":
+        return _binary(case, names, whole)
+    if kind == "multilabel":
+        return _words(case, names)
     if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
         return _one_of(case, names, whole)
     if fractions:

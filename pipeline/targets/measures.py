@@ -13,6 +13,7 @@ import numpy as np
 
 # Predictions ranked at once: 5,000 classes of 100,000 rows together would need gigabytes
 BLOCK_CELLS = 10_000_000
+BINS = 30  # of the histogram of a number
 
 
 def has_both(column: np.ndarray) -> bool:
@@ -261,15 +262,13 @@ def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float
     return None if value is None or not np.isfinite(value) else value
 
 
-def histograms(
-    names: Sequence[str], numbers: np.ndarray, bins: int = 30
-) -> dict[str, dict[str, list[float]]]:
+def histograms(names: Sequence[str], numbers: np.ndarray) -> dict[str, dict[str, list[float]]]:
     """Return for each name of (N, O) numbers its B + 1 `edges` and B `counts`, as run.json stores them.
 
     NaN is not counted.
     """
     counted = {
-        name: np.histogram(column[~np.isnan(column)], bins)
+        name: np.histogram(column[~np.isnan(column)], BINS)
         for name, column in zip(names, numbers.astype(np.float64).T, strict=True)
     }
     return {

@@ -64,7 +64,8 @@ def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -
     if metric.needs == "ranks":
         from pipeline.targets.measures import top_ranks
 
-        return evaluate_ranks(name, target, truth, top_ranks(values, metric.k))
+        # More guesses than classes change nothing
+        return evaluate_ranks(name, target, truth, top_ranks(values, min(metric.k, target.num_outputs)))
     return _value(metric, target, truth, values)
 
 
@@ -103,9 +104,8 @@ def all_metrics(
     """Return every metric that is defined for the target and these rows, and `loss`.
 
     `loss` is the mean log loss in nats, or the mean squared error of scaled numbers (a missing number adds
-    0). One class or grade: also
-    macro and weighted precision and recall. `metric`, the competition's, is included even if the table does
-    not list it (map_at_3) or it is slow.
+    0). One class or grade: also macro and weighted precision and recall. `metric`, the competition's, is
+    included even if the table does not list it (map_at_3) or it is slow.
 
     Raises:
         UserError: `metric` is not known, or does not score such a target.

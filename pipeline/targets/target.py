@@ -372,7 +372,7 @@ class Target:
             problems.append("target.separator: expected a text")
         for name in ("center", "scale", "low", "high") if self.kind == "continuous" else ():
             values = getattr(self, name)
-            if values and len(values) != len(self.names):
+            if len(values) != len(self.names):
                 problems.append(f"target.{name}: expected {len(self.names)} numbers, found {len(values)}")
             if name == "scale" and not all(value > 0 for value in values):
                 problems.append(f"target.scale: expected numbers above 0, found {list(values)!r:.80}")

@@ -52,7 +52,7 @@
       more.hidden = found.length <= limit;
       more.textContent = `Show ${Math.min(STEP, found.length - limit)} more`;
       const chosen = filters.filter((filter) => filter.value).map((filter) => `${filter.dataset.words}: ${filter.selectedOptions[0].text}`);
-      const count = `${found.length.toLocaleString("en")} ${found.length === 1 ? "image" : "images"}`;
+      const count = `${found.length.toLocaleString("en")} ${box.dataset.noun}${found.length === 1 ? "" : "s"}`;
       const of = total && Number(total) !== found.length ? ` of ${total}` : "";
       status.textContent = `${count}${of} on this page${chosen.length ? " (" + chosen.join("; ") + ")" : ""}, sorted by ${sort.selectedOptions[0].text}. ` +
         (found.length > limit ? `The first ${limit} are shown.` : "");
