@@ -6,9 +6,9 @@ pipeline/recipe.py joins them to a whole recipe and holds the rules between thei
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Part = Literal["patch_projection", "class_token", "norms", "biases"]
 Role = Literal["query", "key", "value", "qkv", "output", "gate", "fc1", "fc2"]
@@ -22,6 +22,15 @@ class Section(BaseModel):
     """A group of recipe keys: unknown keys are refused, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number: pydantic would read them as 1 and 0."""
+        kinds = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kinds, *get_args(kinds)}:
+            raise ValueError(f"expected a number, found {value}")
+        return value
 
 
 class Lora(Section):

@@ -171,6 +171,8 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
         ("augmentation: {crop_ratio: [0, 1]}", "augmentation.crop_ratio: expected 0 < low <= high"),
         ("architecture: {model_type: beit}", "architecture: needs random_weights: true"),
         ("schedule: {end_lr: 1}", "schedule.end_lr: 1.0 is above optimizer.lr 5e-05"),
+        ("epochs: true", "epochs: expected a number, found True"),
+        ("data: {workers: true}", "data.workers: expected a number, found True"),
         ("data: {workers: -1}", "data.workers: expected auto or a number from 0, found -1"),
         ("lora: {targets: []}", "lora.targets: "),
         ("lora: null", "lora: "),
