@@ -362,3 +362,14 @@ def test_a_column_of_zeros_and_ones_beside_numbers_is_another_question() -> None
     assert read_columns(cells, "0.5", metric="rmse").target.kind == "continuous"  # as the message says
     constant = [f"0{row[1:]}" for row in cells]  # the number 0 in every row tells no class
     assert read_columns(constant, "0.5").target.kind == "continuous"
+
+
+def test_a_positive_class_is_for_labels_in_one_column() -> None:
+    with pytest.raises(UserError, match=r"--positive-class b: .* 3 columns \(a, b, c\).*label_column"):
+        read_columns(["100", "010", "001"], positive_class=("b",))
+
+
+def test_a_number_that_float32_cannot_hold_is_refused() -> None:
+    decided = read_columns(["1 2 1.5", "3 4 1e39"], sample="0.5", metric="rmse")
+    with pytest.raises(UserError, match=r"1e39.* too large"):
+        decided.target.fitted(decided.labels)

@@ -32,6 +32,13 @@ def of_columns(case: Case) -> Read:
         UserError: a cell is not a number, two readings remain, or a flag contradicts the data.
     """
     labels = case.labels
+    if case.asked.positive_class:
+        named = ",".join(case.asked.positive_class)
+        raise UserError(
+            f"--positive-class {named}: it is for labels in one column, but {labels.where} holds "
+            f"{counted(len(labels.columns), 'column')} ({listed(labels.columns)}): leave it out, or name one "
+            "column: --set data.label_column=NAME"
+        )
     cells = [cell for row in labels.cells for cell in row if cell.strip()]  # of several numbers some may miss
     columns = counted(len(labels.columns), "column")
     if not are_numbers(cells) and not are_flags(cells):

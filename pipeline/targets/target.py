@@ -148,7 +148,11 @@ class Target:
         ]
         self._refuse(bad, "is not a number")
         numbers = [[cell.strip() or "nan" for cell in row] for row in cells]
-        return np.array(numbers, dtype=np.float32).reshape(len(labels), self.num_outputs)
+        with np.errstate(over="ignore"):
+            encoded = np.array(numbers, dtype=np.float32).reshape(len(labels), self.num_outputs)
+        large = np.isinf(encoded).any(axis=1)
+        self._refuse([labels[row] for row in np.flatnonzero(large)], "is too large (the limit is 3e38)")
+        return encoded
 
     def parts(self, label: str) -> list[str]:
         """Return the labels in one label text of a multilabel target."""
