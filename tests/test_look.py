@@ -20,13 +20,15 @@ from competitions import Made
 from PIL import Image
 
 import train
+from pipeline.competition.rows import Row
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Interrupted, UserError
 from pipeline.look import duplicates
+from pipeline.look.copies import Copies
 from pipeline.look.fact_store import FactStore
 from pipeline.look.image_facts import ImageFacts
 from pipeline.look.model_input import _in_words
-from pipeline.look.same_source import in_words
+from pipeline.look.same_source import _groups, in_words
 from pipeline.look.show import main
 from pipeline.recipe import Recipe
 
@@ -323,3 +325,10 @@ def test_the_page_fits_and_asks_for_nothing(photos: Path, tmp_path: Path, width:
             page.resolve().as_uri()
         ]
         assert browser.complaints == []
+
+
+def test_an_id_in_two_sets_of_copies_joins_them() -> None:
+    a, b, c, d = (Row(name, Path(f"{name}.png"), "x") for name in "abcd")
+    sets = [Copies((a, b), (), True), Copies((c, d), (), True), Copies((b, c), (), False)]
+    assert len(set(_groups([a, b, c, d], sets, 4))) == 1
+    assert len(set(_groups([a, b, c, d], sets[:2], 4))) == 2

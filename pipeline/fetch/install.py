@@ -5,6 +5,7 @@ folder, as images.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -96,7 +97,8 @@ def _install(args: argparse.Namespace, data_dir: Path, wishes: containers.Wishes
     if args.dataset is not None:
         install_set(args.dataset, data_dir, yes=args.yes)
     elif args.source is not None:
-        take(args.source.expanduser(), data_dir, yes=args.yes, wishes=wishes)
+        source = Path(os.path.expanduser(args.source))  # unlike Path's own, it keeps ~unknown as it is
+        take(source, data_dir, yes=args.yes, wishes=wishes)
     else:
         slug = cli.clean_slug(args.competition)
         if not arrival.arriving(_work_dir(data_dir, slug)):

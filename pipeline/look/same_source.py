@@ -149,10 +149,18 @@ def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.n
     """Return (N,) int64 group numbers: rows of one id (in one part), and training copies of one image, share
     a number.
     """
-    copy_of = {row.id: copies.train[0].id for copies in sets if copies.train for row in copies.train}
+    copy_of: dict[str, str] = {}
+
+    def first(row_id: str) -> str:
+        while row_id in copy_of:
+            row_id = copy_of[row_id]
+        return row_id
+
+    for copies in sets:  # an id with several images may be in several sets: then they are one group
+        ids = list(dict.fromkeys(first(row.id) for row in copies.train))
+        copy_of |= dict.fromkeys(ids[1:], ids[0])
     names = [
-        ("train", copy_of.get(row.id, row.id)) if place < num_train else ("test", row.id)
-        for place, row in enumerate(rows)
+        ("train", first(row.id)) if place < num_train else ("test", row.id) for place, row in enumerate(rows)
     ]
     numbers: dict[tuple[str, str], int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names])
