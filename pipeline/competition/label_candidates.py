@@ -16,6 +16,7 @@ from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError
+from pipeline.tables import Table
 
 # In the name of an id column: its folders are what was photographed or scanned, no classes.
 SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
@@ -36,11 +37,7 @@ def look_up(
     source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]
 ) -> LookedUp:
     """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
-    trouble = None
-    try:
-        table, parts, notes = without_test_rows(source.table)
-    except UserError as error:  # reported only if the labels are taken from this table
-        table, parts, notes, trouble = source.table, [], [], error
+    table, parts, notes, trouble = _trained_rows(source.table)
     if (
         source.is_json
         and not id_column
@@ -49,8 +46,8 @@ def look_up(
     ):
         id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
-    if match.num_found and index.match([name]).num_found and not parts:
-        table = headerless(table)
+    if match.num_found and index.match([name]).num_found:
+        table, parts, notes, trouble = _trained_rows(headerless(source.table))
         name, match = find_ids(table, index, None, groups=True)
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
@@ -63,6 +60,16 @@ def look_up(
         match = Match(LINKED, images) if images else match
     match, note = settled(match, index.part_of)
     return LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])], trouble)
+
+
+def _trained_rows(table: Table) -> tuple[Table, list[str], list[str], UserError | None]:
+    """Return the result of `without_test_rows` and its error, which counts only if labels are taken from
+    there.
+    """
+    try:
+        return *without_test_rows(table), None
+    except UserError as error:
+        return table, [], [], error
 
 
 def id_column_for(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
