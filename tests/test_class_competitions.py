@@ -21,3 +21,34 @@ def test_a_first_line_of_data_counts_where_a_column_marks_test_rows(tmp_path):
     assert sorted(labels(competition).values()) == sorted(label(n) for n in range(9))
     assert sorted(competition.split.values()).count("val") == 2
     assert [row.path.name for row in competition.test] == ["9.jpg", "10.jpg"]
+
+
+def cameras(root, part, numbers, cameras=(1, 2)):
+    """Files of the same names in a folder for each camera; returns the rows `file,camera` with the number."""
+    rows = [(f"{n}.jpg", f"cam{camera}", n + camera) for n in numbers for camera in cameras]
+    touch(root, *(f"{part}/{camera}/{file}" for file, camera, _ in rows))
+    return rows
+
+
+def test_a_column_of_folders_tells_files_of_equal_names_apart(tmp_path):
+    seen, shown = cameras(tmp_path, "train", range(6)), cameras(tmp_path, "test", range(3))
+    write(tmp_path, train="file,camera,label\n" + "".join(f"{f},{c},{label(n)}\n" for f, c, n in seen))
+    write(tmp_path, test="id,file,camera\n" + "".join(f"t{i},{f},{c}\n" for i, (f, c, _) in enumerate(shown)))
+    ids = [f"t{i}" for i in reversed(range(len(shown)))]
+    write(tmp_path, sample_submission="id,label\n" + "".join(f"{text},cat\n" for text in ids))
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {f"{c}/{f}": label(n) for f, c, n in seen}
+    assert {row.id: row.path.relative_to(tmp_path).as_posix() for row in competition.train} == {
+        f"{c}/{f}": f"train/{c}/{f}" for f, c, _ in seen
+    }
+    paths = {row.id: row.path.relative_to(tmp_path).as_posix() for row in competition.test}
+    assert paths == {f"t{i}": f"test/{c}/{f}" for i, (f, c, _) in enumerate(shown)}
+    assert [row.id for row in competition.test] == ids
+
+
+def test_folders_are_no_classes_where_a_table_about_their_files_holds_the_labels(tmp_path):
+    seen = cameras(tmp_path, "train", range(6))
+    write(touch(tmp_path, "test/80.jpg"), sample_submission="id,label\n80,cat\n")
+    write(tmp_path, train="file,label\n" + "".join(f"{f},{label(n)}\n" for f, _, n in seen))
+    text = refusal(tmp_path)
+    assert "train.csv" in text and "'label'" in text and "0.jpg" in text and "cam1" in text

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.class_folders import ClassFolders
+from pipeline.competition.folder_columns import in_folders
 from pipeline.competition.folders import hide_command, plain_name
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
@@ -49,6 +50,10 @@ def look_up(
     if match.num_found and index.match([name]).num_found:
         table, parts, notes, trouble = _trained_rows(headerless(source.table))
         name, match = find_ids(table, index, None, groups=True)
+    if parted := in_folders(table, name, match, index):
+        table, folders = parted
+        match = index.match(table.column(name))
+        notes = [*notes, f"ids are told apart by their folders in column {folders!r}"]
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
         match = find_ids(table, index, name, groups=True)[1]

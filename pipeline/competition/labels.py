@@ -13,7 +13,7 @@ from pipeline.competition.class_folders import (
     from_names,
 )
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
-from pipeline.competition.ids import LINKED, ImageIndex, link_advice
+from pipeline.competition.ids import LINKED, SEVERAL_EACH, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     COVERS,
     Candidate,
@@ -161,17 +161,22 @@ def _refuse_unlinked_labels(
     classes: ClassFolders, looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
 ) -> None:
     """Raise if a training table has the column that the sample asks for, with other labels than the folders'
-    names, and only its ids lead to no image: the folders are then cameras or sites, not classes.
+    names, and only its ids lead to no image, or each to several: the folders are then cameras or sites, not
+    classes.
     """
     for found in (entry.found for entry in looked_up if entry.found.source.role == "train"):
         asked = [name for name in wanted.columns[:1] if len(wanted.columns) == 1]
         same = [name for name in found.table.columns if plain_name(name) in map(plain_name, asked)]
         labels = {cell.strip() for name in same for cell in found.table.column(name)}
-        if labels and not found.match.num_found and not labels & set(classes.groups):
+        single = found.match.num_found if found.match.style in SEVERAL_EACH else found.match.num_single
+        if labels and not single and not labels & set(classes.groups):
             table, ids = found.table, found.table.column(found.id_column)
+            leads = "no id leads to an image"
+            if several := [images for images in found.match.images if images]:
+                leads = f"each id is the name of several images, such as {listed(several[0])}"
             raise UserError(
                 f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
-                f"{quoted(sorted(labels)[:3])}, but no id leads to an image: ids look like {quoted(ids[:3])} "
+                f"{quoted(sorted(labels)[:3])}, but {leads}: ids look like {quoted(ids[:3])} "
                 f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
                 f"{quoted(index.images[:3])}; {link_advice(found.id_column)}. The "
                 f"folders in {classes.where} have other names ({quoted(list(classes.groups)[:3])}); if they "
