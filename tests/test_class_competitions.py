@@ -52,3 +52,30 @@ def test_folders_are_no_classes_where_a_table_about_their_files_holds_the_labels
     write(tmp_path, train="file,label\n" + "".join(f"{f},{label(n)}\n" for f, _, n in seen))
     text = refusal(tmp_path)
     assert "train.csv" in text and "'label'" in text and "0.jpg" in text and "cam1" in text
+
+
+def in_classes(root, *folders, number=3):
+    """Images in a folder for each class below `folders`, and two test images."""
+    for folder in folders:
+        where = f"{folder}/" if folder else ""
+        start = where.replace("/", "").replace("_", "")
+        touch(root, *(f"{where}{name}/{start}{name}{n}.jpg" for name in NAMES for n in range(number)))
+    touch(root, "test/80.jpg", "test/90.jpg")
+    return write(root, sample_submission="id,label\n80,cat\n90,cat\n")
+
+
+def test_the_sample_says_which_of_two_levels_of_folders_are_the_classes(tmp_path):
+    read = read_layout(in_classes(tmp_path / "inner", "train/camera1", "train/camera2"))
+    assert read.target.names == NAMES and len(read.train) == 18
+    write(tmp_path / "inner", sample_submission="id,label\n80,camera1\n90,camera1\n")
+    assert read_layout(tmp_path / "inner").target.names == ("camera1", "camera2")
+    read = read_layout(in_classes(tmp_path / "three", "train/c1", "train/c2", "train/c3"))
+    assert read.target.names == NAMES and len(read.train) == 27
+
+
+def test_folders_beside_classes_that_are_no_classes(tmp_path):
+    root = in_classes(tmp_path, "", "augmented")
+    touch(root, "sample_images/1.jpg", "sample_images/2.jpg")
+    competition = read_layout(root)
+    assert competition.target.names == NAMES and len(competition.train) == 9
+    assert "augmented/" in said(competition) and "sample_images/" in said(competition)

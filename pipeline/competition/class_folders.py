@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
@@ -26,6 +26,8 @@ KINDS = _words(
     "photos picture pictures data dataset jpg jpeg png tif tiff raw original originals crops cropped "
     "resized thumbnails train test val valid validation"
 )
+# Beside class folders: a few images to look at
+SAMPLES = _words("sample samples example examples demo preview previews thumbnail thumbnails")
 # With the same sub-folders in each: all images in several versions
 VERSIONS = KINDS | _words(
     "color colour coloured colored rgb grayscale greyscale gray grey segmented augmented preprocessed "
@@ -61,26 +63,29 @@ class ClassFolders:
         return len(self.groups) > 1 and not self.loose and not self.trouble
 
 
-def class_folders(folder: DataFolder) -> list[ClassFolders]:
+def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[ClassFolders]:
     """Return every training folder with class folders; if there is none, the first training folder or an
     empty entry.
 
-    Without a training folder, the folders beside the test images are taken.
+    Without a training folder, the folders beside the test images are taken. `asked`: labels that the sample
+    submission names.
     """
     bases = folder.parts.named("train")
     grouped = []
     for base in bases:
         top = base.split("/")[0]
         grouped.append(
-            _grouped(base, [image for image in folder.scans[top].images if image.startswith(base + "/")])
+            _grouped(
+                base, [image for image in folder.scans[top].images if image.startswith(base + "/")], asked
+            )
         )
     if not bases:
-        grouped = [_grouped("", folder.of_part(""))]
+        grouped = [_grouped("", folder.of_part(""), asked)]
     several = [entry for entry in grouped if len(entry.groups) > 1]
     return several or grouped[:1] or [ClassFolders("train", {}, [])]
 
 
-def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
+def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> ClassFolders:
     left = ""
     while True:
         groups: dict[str, list[str]] = {}
@@ -97,16 +102,17 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
         base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
-    if len(groups) > 2 and (copy := _copy_of_others(base, groups)):
-        del groups[copy]
-        left = f"{copy}/ holds the same files as the folders beside it and is not used"
+    for name in _no_classes(base, groups):
+        del groups[name]
+        left += f"{', ' if left else ''}{name}/"
+    left += " beside the class folders is no class and is not used" if left else ""
     plain = {name: _without_masks(group) for name, group in groups.items()}
     if masks := sum(map(len, groups.values())) - sum(map(len, plain.values())):
-        groups, left = plain, f"{counted(masks, 'mask')} beside images left out"
+        groups, left = plain, "; ".join(filter(None, (left, f"{counted(masks, 'mask')} beside images left out")))
     ordered = _in_order(groups)
     if trouble := _versions(base, ordered):
         return ClassFolders(base, ordered, loose, trouble, left)
-    if shared := _inner_classes(base, ordered):
+    if shared := _inner_classes(base, ordered, asked):
         return ClassFolders(base, shared, loose, left=left)
     return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "", left)
 
@@ -134,23 +140,29 @@ def _without_masks(images: Sequence[str]) -> list[str]:
     return kept
 
 
-def _copy_of_others(base: str, groups: Mapping[str, Sequence[str]]) -> str:
-    """Return the folder with the same files as all folders beside it (`copy/a/1.png`); else ""."""
+def _no_classes(base: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the folders beside two class folders or more that are none themselves: with folders that are
+    called like those beside them (`augmented/cat`, a copy), or called samples (`sample_images`).
+    """
     begin = len(base) + 1 if base else 0
-    paths = {name: {image[begin:] for image in group} for name, group in groups.items()}
-    for name in groups:
-        others = {path for other, group in paths.items() if other != name for path in group}
-        if {path[len(name) + 1 :] for path in paths[name]} == others:
-            return name
-    return ""
+    inner = {name: {image[begin:].split("/")[1] for image in group} for name, group in groups.items()}
+    found = [
+        name
+        for name in groups
+        if (len(inner[name]) > 1 and inner[name] <= groups.keys() - {name})
+        or (SAMPLES & (words := set(words_of(name))) and words <= SAMPLES | KINDS and len(words) > 1)
+    ]
+    return found if len(groups) - len(found) > 1 else []
 
 
-def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+def _inner_classes(
+    base: str, groups: dict[str, list[str]], asked: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Group by the innermost folder if the outer folders hold the same few names:
-    `train/<patient>/<class>/1.png`.
+    `train/<patient>/<class>/1.png`, or if some of them and no outer ones are `asked`.
     """
     depth = base.count("/") + (1 if base else 0)
-    if len(groups) < 3 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
+    if len(groups) < 2 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
         return {}
     inner: dict[str, list[str]] = {}
     outer: Counter[str] = Counter()
@@ -159,6 +171,11 @@ def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[st
         outer.update(found)
         for image in group:
             inner.setdefault(image.split("/")[-2], []).append(image)
+    names = {class_name(name) for name in inner}
+    if len(inner) > 1 and names & set(asked) and not set(groups) & set(asked):
+        return _in_order(inner)
+    if len(groups) < 3:
+        return {}
     if not 1 < len(inner) < len(groups) or any(count * 2 < len(groups) for count in outer.values()):
         return {}
     if all(plain_name(name) in KINDS for name in inner):

@@ -66,7 +66,8 @@ def read_labelled(
             f"table of labels, though {key} is set",
             "expected train.csv or labels.csv, or the recipe without that key",
         )
-    bases = class_folders(folder)
+    asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
+    bases = class_folders(folder, asked)
     classes = bases[0]
     links = [source for source in sources.of_role("train", "") if source.name != sample_name]
     looked_up, unclear_tables = [], []
@@ -114,7 +115,6 @@ def read_labelled(
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
     if labelled.evidence:
-        asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
         labelled.evidence, written = spelled_as(labelled.evidence, asked)
         labelled.evidence, called = called_as_asked(labelled.evidence, wanted.columns)
         labelled.notes += filter(None, (written, called))
