@@ -1,5 +1,6 @@
 """Layouts of university classes, hackathons and label tools: what their hosts make of names, ids and labels."""
 
+import pytest
 from test_layouts import labels, refusal, said, touch, write
 
 from pipeline.competition.layout import read_layout
@@ -79,3 +80,48 @@ def test_folders_beside_classes_that_are_no_classes(tmp_path):
     competition = read_layout(root)
     assert competition.target.names == NAMES and len(competition.train) == 9
     assert "augmented/" in said(competition) and "sample_images/" in said(competition)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "unlabeled images", "query", "batch7"])
+@pytest.mark.parametrize("sample", [True, False])
+def test_images_to_predict_beside_class_folders_are_no_class(tmp_path, name, sample):
+    touch(tmp_path, *(f"{kind}/{kind}{n}.jpg" for kind in NAMES for n in range(3)))
+    touch(tmp_path, *(f"{name}/{n}.jpg" for n in (80, 90)))
+    if sample:
+        write(tmp_path, sample_submission="id,label\n90,cat\n80,cat\n")
+    elif name == "batch7":  # nothing tells it from a class
+        return
+    competition = read_layout(tmp_path)
+    assert competition.target.names == NAMES and len(competition.train) == 9
+    ids = ["90", "80"] if sample else ["80", "90"]
+    assert [(row.id, row.path.name) for row in competition.test] == [(text, f"{text}.jpg") for text in ids]
+
+
+@pytest.mark.parametrize("mark", ["-1", "?", "unknown"])
+@pytest.mark.parametrize("test", ["images", "test"])
+def test_rows_of_the_ids_to_predict_are_no_training_rows(tmp_path, mark, test):
+    numbers = mark == "-1"
+    texts = {n: str(n % 3) if numbers else label(n) for n in range(12)} | {80: mark, 90: mark}
+    seen, shown = ("images" if test == "images" else "train"), (80, 90)
+    touch(tmp_path, *(f"{test if n in shown else seen}/{n}.jpg" for n in texts))
+    write(tmp_path, labels="id,label\n" + "".join(f"{n}.jpg,{text}\n" for n, text in texts.items()))
+    write(tmp_path, sample_submission=f"id,label\n90,{texts[0]}\n80,{texts[0]}\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {f"{n}.jpg": texts[n] for n in range(12)}
+    assert [row.path.name for row in competition.test] == ["90.jpg", "80.jpg"]
+    assert mark not in competition.target.names and mark in said(competition)
+
+
+def test_rows_of_the_ids_to_predict_that_have_labels_stay(tmp_path):
+    touch(tmp_path, *(f"images/{n}.jpg" for n in range(12)), "images/80.jpg", "images/90.jpg")
+    rows = "".join(f"{n},{label(n)}\n" for n in (*range(12), 80, 90))
+    write(tmp_path, labels="id,label\n" + rows, sample_submission="id,label\n80,cat\n90,cat\n")
+    text = refusal(tmp_path)
+    assert "sample_submission.csv" in text and "images/80.jpg" in text and "test/" in text
+
+
+def test_rows_of_training_images_stay_that_are_called_like_images_to_predict(tmp_path):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(9)), *(f"test/{n}.jpg" for n in range(3)))
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{NAMES[n // 3]}\n" for n in range(9)))
+    write(tmp_path, sample_submission="id,label\n0,dog\n1,dog\n2,dog\n")
+    assert labels(read_layout(tmp_path)) == {str(n): NAMES[n // 3] for n in range(9)}

@@ -28,6 +28,7 @@ LABEL_NAMES = _words(
 LABEL_FLAG = "--set data.label_column=NAME"
 # added to a column's name: its value
 VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")
+FIRST = 5000  # rows of the sample submission that are read for its labels
 SURE, LIKELY, POSSIBLE = 3, 2, 1  # strength of a choice of label columns
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
 SPLIT_NAMES = tuple(

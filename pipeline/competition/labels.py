@@ -25,8 +25,8 @@ from pipeline.competition.label_candidates import (
     labels_of_folders,
     look_up,
 )
-from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, read_table
+from pipeline.competition.label_columns import FIRST, LABEL_FLAG, Choice, Wanted, choose_labels, unclear
+from pipeline.competition.label_table import Found, Labelled, read_table, without_asked_rows
 from pipeline.competition.long_tables import labels_together, lists_read
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import called_as_asked, spelled_as
@@ -89,7 +89,7 @@ def read_labelled(
             f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}"
         )
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
-        labelled = _from_table(best, index, wanted, classes, label_column, skip_bad, partial)
+        labelled = _from_table(folder, best, index, wanted, classes, label_column, skip_bad, partial)
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         _refuse_unlinked_labels(classes, looked_up, index, wanted)
@@ -224,6 +224,7 @@ def _table_is_meant(
 
 
 def _from_table(
+    folder: DataFolder,
     best: Candidate,
     index: ImageIndex,
     wanted: Wanted,
@@ -242,15 +243,21 @@ def _from_table(
         if len(best.choice.names) > 1 or best.parts
         else labels_together(best.found, best.choice.names[0], wanted)
     )
+    parts, notes = best.parts, best.notes
     if len(best.choice.names) == 1:
         found = lists_read(found, best.choice.names[0], wanted)
-    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad, partial)
+        all_asked, own_folder = len(wanted.ids) < FIRST, bool(folder.parts.named("test"))
+        found, parts, more = without_asked_rows(
+            found, best.choice.names[0], parts, wanted.ids, all_asked, own_folder
+        )
+        notes = [*notes, *more]
+    labelled = read_table(found, best.choice.names, index, parts, wanted.may_be_empty, skip_bad, partial)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
         labelled.notes.append(
             f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}"
         )
-    labelled.notes += best.notes
+    labelled.notes += notes
     if not label_column:
         _check_agreement(best.found, labelled, classes)
     return labelled

@@ -26,7 +26,7 @@ from pipeline.competition.other_tasks import (
     refuse_several_questions,
 )
 from pipeline.competition.rows import Competition, Row
-from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
+from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels, with_test_folder
 from pipeline.competition.sources import Source, Sources, read_sources
 from pipeline.competition.spelling import spelled_as
 from pipeline.competition.subjects import resolve
@@ -102,6 +102,9 @@ def read_layout(
     sources = read_sources(folder, skip=own)
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
+    if sample and not test_index.images:
+        folder = with_test_folder(folder, sample.table)
+        test_index = ImageIndex(folder, folder.of_part("test"))
     sample_id = _sample_id(sample, test_index, folder)
     if sample and sample_id:
         sample = replace(sample, table=without_numbering(sample.table, sample_id))

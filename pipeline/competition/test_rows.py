@@ -20,7 +20,7 @@ from pipeline.competition.folders import (
 )
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
-from pipeline.competition.sample import check_sample_ids
+from pipeline.competition.sample import check_sample_ids, refuse_labelled
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import other_spellings
 from pipeline.competition.subjects import Resolved, resolve
@@ -269,6 +269,7 @@ def _from_sample(
     what = columns[0] if len(columns) == 1 else f"{len(columns)} columns"
     if not resolved.num_found and not index.images:
         if required:
+            refuse_labelled(folder, sample, resolved.id_column, taken)
             raise absent(
                 folder,
                 "test images",
