@@ -125,3 +125,94 @@ def test_rows_of_training_images_stay_that_are_called_like_images_to_predict(tmp
     write(tmp_path, train="id,label\n" + "".join(f"{n},{NAMES[n // 3]}\n" for n in range(9)))
     write(tmp_path, sample_submission="id,label\n0,dog\n1,dog\n2,dog\n")
     assert labels(read_layout(tmp_path)) == {str(n): NAMES[n // 3] for n in range(9)}
+
+
+@pytest.mark.parametrize("form", ["{0}-samples", "{1:02}_{0}", "class {0}", "{1:03}.{0}"])
+@pytest.mark.parametrize("asked", ["cat,cat", "fox,dog"])
+def test_labels_lose_what_the_sample_does_not_write(tmp_path, form, asked):
+    called = [form.format(name, place) for place, name in enumerate(NAMES, start=1)]
+    touch(tmp_path, *(f"train/{name}/{n}.jpg" for name in called for n in range(3)))
+    first, second = asked.split(",")
+    write(touch(tmp_path, "test/80.jpg", "test/90.jpg"), sample_submission=f"id,l\n80,{first}\n90,{second}\n")
+    competition = read_layout(tmp_path)
+    assert competition.target.names == NAMES
+    assert all(row.path.parent.name == called[NAMES.index(row.label)] for row in competition.train)
+
+
+@pytest.mark.parametrize("asked", ["cat", "0", "x"])
+def test_labels_stay_where_the_sample_says_nothing_about_them(tmp_path, asked):
+    called = ("cat_1", "dog_1", "fox_2")
+    touch(tmp_path, *(f"train/{name}/{n}.jpg" for name in called for n in range(3)))
+    write(touch(tmp_path, "test/80.jpg"), sample_submission=f"id,label\n80,{asked}\n")
+    assert read_layout(tmp_path, asked=Asked(kind="multiclass")).target.names == called
+
+
+def test_several_texts_of_the_sample_that_are_no_class_are_refused(tmp_path):
+    cameras(tmp_path, "train", range(3))
+    write(touch(tmp_path, "test/80.jpg", "test/90.jpg"), sample_submission="id,label\n80,cat\n90,dog\n")
+    text = refusal(tmp_path)
+    assert "'cat', 'dog'" in text and "'cam1', 'cam2'" in text and "--target multiclass" in text
+    assert read_layout(tmp_path, asked=Asked(kind="multiclass")).target.names == ("cam1", "cam2")
+
+
+@pytest.mark.parametrize("names", ["2023-05-01 2023-06-01", "20230501 20230601", "2023_05 2023_06"])
+def test_folders_called_by_dates_are_no_classes(tmp_path, names):
+    touch(tmp_path, *(f"train/{name}/{name}{n}.jpg" for name in names.split() for n in range(3)))
+    assert names.split()[0] in refusal(tmp_path, need="train")
+    rows = "".join(f"{name}{n},{label(n)}\n" for name in names.split() for n in range(3))
+    write(tmp_path, labels="id,label\n" + rows)
+    assert read_layout(tmp_path, need="train").target.names == NAMES
+
+
+def listed_images(root, form, texts):
+    """Files `form` of the numbers 1 to 6 and, in test/, 7 to 9; tables whose ids are `texts` of the number."""
+    touch(root, *(f"train/{form.format(n)}" for n in range(1, 7)), *(f"test/{form.format(n)}" for n in (7, 8, 9)))
+    write(root, train="id,label\n" + "".join(f"{texts.format(n)},{label(n)}\n" for n in range(1, 7)))
+    return write(root, sample_submission="id,label\n" + "".join(f"{texts.format(n)},cat\n" for n in (9, 7, 8)))
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        ("{:04}.png", "{}.png"),  # read as numbers by a spreadsheet, which kept the extension
+        ("{:04}.png", "{}.jpg"),
+        ("{}.jpg", "{}.0"),  # numbers that were beside an empty cell in pandas
+        ("{:03}.jpg", "{}.0"),
+        ("{}.jpg", "image_{}"),
+        ("{:03}.jpg", "image_{}.jpg"),
+        ("scan{}.jpg", "image_{}"),
+        ("IMG_{}.JPG", "img_{}.jpg"),
+        ("Bild {} ü.jpg", "bild {} Ü"),
+        ("{}.jpg", "https://storage.example.com/pets/{}.jpg"),
+        ("a{}.jpg", "C:\\Users\\ann\\Desktop\\pets\\a{}.jpg"),
+        ("a{}.png", "/data/upload/1/a{}.jpg"),
+        ("{}.png", "/data/upload/1/0ab1cd3f-{}.png"),
+    ],
+)
+def test_ids_find_their_images(tmp_path, form, texts):
+    competition = read_layout(listed_images(tmp_path, form, texts))
+    found = {row.id: (row.path.name, row.label) for row in competition.train}
+    assert found == {texts.format(n): (form.format(n), label(n)) for n in range(1, 7)}
+    assert [(row.id, row.path.name) for row in competition.test] == [
+        (texts.format(n), form.format(n)) for n in (9, 7, 8)
+    ]
+    assert competition.form.row_ids == tuple(texts.format(n) for n in (9, 7, 8))
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        ("a{}.jpg", "/x/test/a{}.jpg"),  # of another part
+        ("a{}.jpg", "b{}x.jpg"),
+        ("{}.jpg", "image_{}_left"),
+    ],
+)
+def test_ids_of_other_images_find_none(tmp_path, form, texts):
+    text = refusal(listed_images(tmp_path, form, texts), need="train")
+    assert texts.format(1) in text and "images.csv" in text
+
+
+def test_an_id_in_another_case_that_may_be_two_images_is_refused(tmp_path):
+    touch(tmp_path, "train/A1.jpg", "train/a1.jpg", "train/B1.jpg", "test/x.jpg")
+    text = refusal(write(tmp_path, train="id,label\nA1.JPG,a\nb1.JPG,b\n"), need="train")
+    assert "'b1.JPG'" in text and "B1.jpg" in text

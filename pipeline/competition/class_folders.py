@@ -26,6 +26,7 @@ KINDS = _words(
     "photos picture pictures data dataset jpg jpeg png tif tiff raw original originals crops cropped "
     "resized thumbnails train test val valid validation"
 )
+DATE = r"(19|20)\d\d([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12]\d|3[01]))?"  # 2023-05-01, 20230501, 2023_05
 # Beside class folders: a few images to look at
 SAMPLES = _words("sample samples example examples demo preview previews thumbnail thumbnails")
 # With the same sub-folders in each: all images in several versions
@@ -220,6 +221,8 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
     if len(kinds) == len(names) or len(shares) == len(names) or ((kinds or len(shares) > 1) and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
+    if all(re.fullmatch(DATE, name) for name in names):
+        return f"the folders {quoted(names)} in {base or 'the data folder'} are called by dates, they are no classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
         steps = [image[begin:].split("/") for image in images]

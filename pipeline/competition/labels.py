@@ -29,7 +29,7 @@ from pipeline.competition.label_columns import FIRST, LABEL_FLAG, Choice, Wanted
 from pipeline.competition.label_table import Found, Labelled, read_table, without_asked_rows
 from pipeline.competition.long_tables import labels_together, lists_read
 from pipeline.competition.sources import Source, Sources
-from pipeline.competition.spelling import called_as_asked, spelled_as
+from pipeline.competition.spelling import called_as_asked, spelled_as, without_affixes
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
@@ -117,7 +117,8 @@ def read_labelled(
     if labelled.evidence:
         labelled.evidence, written = spelled_as(labelled.evidence, asked)
         labelled.evidence, called = called_as_asked(labelled.evidence, wanted.columns)
-        labelled.notes += filter(None, (written, called))
+        labelled.evidence, shortened = without_affixes(labelled.evidence, asked)
+        labelled.notes += filter(None, (written, called, shortened))
     _refuse_one_class(folder, labelled)
     return labelled
 

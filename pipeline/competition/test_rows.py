@@ -182,6 +182,14 @@ def check_classes(
             f"the numbers: --target {target.kind}"
         )
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
+    if len(unknown) > 1 and not right and not are_numbers(unknown) and asked.kind != target.kind:
+        raise UserError(
+            f"{path}: column {sample.columns[0]!r} holds {len(unknown):,} different texts such as "
+            f"{quoted(unknown)}, of which none is a class of the training data ({quoted(target.names[:3])}): "
+            "if these are the classes, the training labels are read from the wrong place, or a table with "
+            "both names for each class is needed (classes.csv); if they are placeholders: --target "
+            f"{target.kind}"
+        )
     if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != target.kind:
         raise UserError(
             f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its "
