@@ -216,3 +216,15 @@ def test_an_id_in_another_case_that_may_be_two_images_is_refused(tmp_path):
     touch(tmp_path, "train/A1.jpg", "train/a1.jpg", "train/B1.jpg", "test/x.jpg")
     text = refusal(write(tmp_path, train="id,label\nA1.JPG,a\nb1.JPG,b\n"), need="train")
     assert "'b1.JPG'" in text and "B1.jpg" in text
+
+
+@pytest.mark.parametrize("yes_no", [("1", "0"), ("True", "False"), ("true", "false"), ("TRUE", "FALSE")])
+def test_a_column_of_flags_for_each_class(tmp_path, yes_no):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(9)), "test/80.jpg")
+    rows = "".join(f"{n},{','.join(yes_no[name != label(n)] for name in NAMES)}\n" for n in range(9))
+    write(tmp_path, train="id,cat,dog,fox\n" + rows, sample_submission="id,label\n80,cat\n")
+    competition = read_layout(tmp_path)
+    assert competition.form.kind == "label"
+    assert labels(competition) == {str(n): label(n) for n in range(9)}
+    known = (competition.target, competition.metric)
+    assert labels(read_layout(tmp_path, known=known)) == {str(n): label(n) for n in range(9)}

@@ -13,7 +13,7 @@ from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
 from pipeline.competition.spelling import as_whole, parts_of
 from pipeline.errors import UserError
 from pipeline.tables import Table
-from pipeline.targets.readings import SEPARATORS, split_parts
+from pipeline.targets.readings import SEPARATORS, are_flags, split_parts
 from pipeline.wording import counted, quoted
 
 
@@ -326,9 +326,9 @@ def _is_number_column(table: Table, name: str) -> bool:
 
 def _is_zero_one(table: Table, name: str) -> bool:
     position = table.columns.index(name)
-    if any(row[position].strip() not in ZERO_ONE for row in table.cells[:50]):
+    if not are_flags(row[position] for row in table.cells[:50]):
         return False
-    return all(row[position].strip() in ZERO_ONE for row in table.cells)
+    return are_flags({row[position] for row in table.cells})
 
 
 def _names_images(table: Table, name: str, match: Match, index: ImageIndex) -> bool:

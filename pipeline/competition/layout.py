@@ -44,6 +44,7 @@ from pipeline.forms.recognise import recognise
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.metrics import find_metric
+from pipeline.targets.readings import is_true
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
 
@@ -350,7 +351,7 @@ def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
         return [target.separator.join(row) for row in evidence.cells]
     names = evidence.columns
     return [
-        target.separator.join(name for name, cell in zip(names, row, strict=True) if cell in ("1", "1.0"))
+        target.separator.join(name for name, cell in zip(names, row, strict=True) if is_true(cell))
         for row in evidence.cells
     ]
 
