@@ -228,3 +228,26 @@ def test_a_column_of_flags_for_each_class(tmp_path, yes_no):
     assert labels(competition) == {str(n): label(n) for n in range(9)}
     known = (competition.target, competition.metric)
     assert labels(read_layout(tmp_path, known=known)) == {str(n): label(n) for n in range(9)}
+
+
+@pytest.mark.parametrize("bases", [("train_1", "train_2"), ("train1", "train2", "train3")])
+@pytest.mark.parametrize("form", ["{base}{name}{n}.jpg", "{n}{name}.jpg"])
+def test_class_folders_in_parts_of_a_download_are_joined(tmp_path, bases, form):
+    for place, base in enumerate(bases):
+        files = [(name, form.format(base=base, name=name, n=3 * place + n)) for name in NAMES for n in range(3)]
+        touch(tmp_path, *(f"{base}/{name}/{file}" for name, file in files))
+    competition = read_layout(tmp_path, need="train")
+    assert len(competition.train) == 9 * len(bases) == len({row.id for row in competition.train})
+    assert all(row.path.parent.name == row.label for row in competition.train)
+    assert all(f"{base}/" in said(competition) for base in bases)
+
+
+def test_class_folders_in_another_size_are_left_out(tmp_path):
+    names = [f"{name}/{name}{n}.jpg" for name in NAMES for n in range(3)]
+    touch(tmp_path, *(f"{base}/{name}" for base in ("train", "train_resized") for name in names))
+    competition = read_layout(tmp_path, need="train")
+    assert {row.path.relative_to(tmp_path).parts[0] for row in competition.train} == {"train"}
+    assert "train_resized/" in said(competition)
+    touch(tmp_path, *(f"train_224/{name}" for name in names))
+    text = refusal(tmp_path, need="train")
+    assert "train_224" in text and "train_resized" in text

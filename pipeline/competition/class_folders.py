@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
-from pipeline.competition.ids import file_name, short_ids, without_suffix
+from pipeline.competition.ids import adds_a_word, file_name, short_ids, without_suffix
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
 from pipeline.competition.spelling import class_name
@@ -52,10 +52,13 @@ class ClassFolders:
     loose: list[str]
     trouble: str = ""
     left: str = ""  # what is left out: masks, a copy of all classes
+    bases: tuple[str, ...] = ()  # the folders that share the classes: train_1, train_2; then `base` is empty
 
     @property
     def where(self) -> str:
         """The base folder, for messages."""
+        if self.bases:
+            return " and ".join(f"{name}/" for name in self.bases)
         return f"{self.base}/" if self.base else "the data folder"
 
     @property
@@ -83,7 +86,34 @@ def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[Class
     if not bases:
         grouped = [_grouped("", folder.of_part(""), asked)]
     several = [entry for entry in grouped if len(entry.groups) > 1]
-    return several or grouped[:1] or [ClassFolders("train", {}, [])]
+    return _together(several) or grouped[:1] or [ClassFolders("train", {}, [])]
+
+
+def _together(found: list[ClassFolders]) -> list[ClassFolders]:
+    """Join folders that share the images of the same classes (`train_1`, `train_2`), and leave out a copy with
+    a word more in its name (`train_resized` beside `train`). Other folders are returned unchanged.
+    """
+    if len(found) < 2 or not all(entry.plausible for entry in found):
+        return found
+    paths = {
+        entry.base: {
+            without_suffix(image[len(entry.base) + 1 :]) for group in entry.groups.values() for image in group
+        }
+        for entry in found
+    }
+    first = min(found, key=lambda entry: len(entry.base))
+    others = [entry for entry in found if entry is not first]
+    if all(paths[entry.base] == paths[first.base] and adds_a_word(first.base, entry.base) for entry in others):
+        note = f"{listed(f'{entry.base}/' for entry in others)} holds the same names as {first.where}, not used"
+        return [replace(first, left="; ".join(filter(None, (first.left, note))))]
+    numbered = {re.sub(r"\d+", "", entry.base) for entry in found}
+    small = min(map(len, paths.values()))
+    shared = sum(map(len, paths.values())) - len(set().union(*paths.values()))
+    if len(numbered) > 1 or len({frozenset(entry.groups) for entry in found}) > 1 or shared * 2 > small:
+        return found
+    groups = {name: [image for entry in found for image in entry.groups[name]] for name in first.groups}
+    left = "; ".join(dict.fromkeys(filter(None, (entry.left for entry in found))))
+    return [ClassFolders("", groups, [], left=left, bases=tuple(entry.base for entry in found))]
 
 
 def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> ClassFolders:

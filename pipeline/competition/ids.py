@@ -310,7 +310,7 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
     plainest = [
         top
         for top in trained
-        if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)
+        if all(other == top or adds_a_word(top, other) for other in trained)
     ]
     chosen = plainest[0] if plainest else ""
     kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
@@ -340,10 +340,11 @@ def _plain_top(name: str) -> str:
     )
 
 
-def _adds_a_word(name: str, longer: str) -> bool:
-    """Return True if `longer` is `name` plus a word of three letters or more: `trainresized`, but not
-    `train2` or `trainb`.
+def adds_a_word(folder: str, other: str) -> bool:
+    """Return True if `other` is the name `folder` plus a word of three letters or more: `train_resized` beside
+    `train`, but not `train2` or `trainb`.
     """
+    name, longer = _plain_top(folder), _plain_top(other)
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 

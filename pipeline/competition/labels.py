@@ -134,7 +134,7 @@ def _refuse_weaker_folders(
     """Raise if the class folders are not in a training folder and a table about their images may hold the
     labels.
     """
-    if classes.base or set(wanted.columns) >= set(classes.groups):
+    if classes.base or classes.bases or set(wanted.columns) >= set(classes.groups):
         return
     for entry in about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
