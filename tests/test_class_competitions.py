@@ -1,5 +1,8 @@
 """Layouts of university classes, hackathons and label tools: what their hosts make of names, ids and labels."""
 
+import re
+import subprocess
+
 import pytest
 from test_layouts import labels, refusal, said, touch, write
 
@@ -251,3 +254,19 @@ def test_class_folders_in_another_size_are_left_out(tmp_path):
     touch(tmp_path, *(f"train_224/{name}" for name in names))
     text = refusal(tmp_path, need="train")
     assert "train_224" in text and "train_resized" in text
+
+
+@pytest.mark.parametrize("names", [("labels_part1", "labels_part2"), ("train_1", "train_2")])
+def test_labels_in_two_tables_are_joined_by_the_command_of_the_message(tmp_path, names):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(12)))
+    for name, numbers in zip(names, (range(9), range(9, 12)), strict=True):
+        rows = "\n".join(f"{n},{label(n)}" for n in numbers)  # no line end at the end
+        write(tmp_path, **{name: f"id,label\n{rows}"})
+    text = refusal(tmp_path, need="train")
+    assert all(f"{name}.csv" in text for name in names)
+    subprocess.run(re.search(r"awk .*?(?=; to)", text)[0], shell=True, check=True)
+    assert labels(read_layout(tmp_path, need="train")) == {str(n): label(n) for n in range(12)}
+    same = "id,label\n" + "".join(f"{n},fox\n" for n in range(9))
+    write(tmp_path, **{names[1]: same})  # the same images: one is meant
+    (tmp_path / "labels.csv").unlink()
+    assert "awk" not in refusal(tmp_path, need="train")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 from pipeline.competition.class_folders import ClassFolders
 from pipeline.competition.folder_columns import in_folders
-from pipeline.competition.folders import hide_command, plain_name
+from pipeline.competition.folders import hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
@@ -21,6 +23,7 @@ from pipeline.tables import Table
 
 # In the name of an id column: its folders are what was photographed or scanned, no classes.
 SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
+OWN_TABLES = ("labels.csv", "train_labels.csv", "train.csv")  # names that win over those of parts
 COVERS = 0.25  # share of the training images that a table must name if its own name has no role
 
 
@@ -205,14 +208,39 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     top = max(entry.rank for entry in candidates)
     best = [entry for entry in candidates if entry.rank == top]
+    largest = max(best, key=lambda entry: entry.found.match.num_found)
+    parts = [entry for entry in best if entry.found.source.table.columns == largest.found.source.table.columns]
+    if len(parts) > 1 and _share_images(parts):
+        raise _in_parts([entry.found.name for entry in parts], _root(best[0].found))
     if len(best) > 1:
-        most = max(entry.found.match.num_found for entry in best)
-        best = [entry for entry in best if entry.found.match.num_found * 2 > most]
+        best = [entry for entry in best if entry.found.match.num_found * 2 > largest.found.match.num_found]
     if len(best) > 1:
         files = [entry.found.name for entry in best]
         root = _root(best[0].found)
         raise UserError(f"{root}: {' and '.join(files)} may all hold the labels; {hide_command(root, files)}")
     return best[0]
+
+
+def _in_parts(files: Sequence[str], root: Path) -> UserError:
+    """Build the error for tables that share the images; a name that wins over theirs is left to join them in."""
+    free = next((name for name in OWN_TABLES if not (root / name).exists()), "")
+    paths = " ".join(quote(str(root / file)) for file in files)
+    join = f"join them: awk 'FNR > 1 || NR == 1' {paths} > {quote(str(root / free))}" if free else "join them"
+    return UserError(
+        f"{root}: {' and '.join(files)} have the same columns and are about different images; to use all of "
+        f"them, {join}; to use one of them, hide the other: {mv_command(root / files[-1])}"
+    )
+
+
+def _share_images(candidates: Sequence[Candidate]) -> bool:
+    """Return True for CSV files with one header whose rows are different images: labels in several parts."""
+    tables = [entry.found.source.table for entry in candidates]
+    if len({(table.columns, table.delimiter) for table in tables}) > 1 or not tables[0].delimiter.strip(" "):
+        return False
+    if any(file_name(entry.found.name).endswith((".gz", ".zip")) for entry in candidates):
+        return False
+    reached = [{image for images in entry.found.match.images for image in images} for entry in candidates]
+    return len(set().union(*reached)) == sum(map(len, reached))
 
 
 def _root(found: Found):
