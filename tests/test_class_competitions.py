@@ -1,5 +1,6 @@
 """Layouts of university classes, hackathons and label tools: what their hosts make of names, ids and labels."""
 
+import json
 import re
 import subprocess
 
@@ -270,3 +271,86 @@ def test_labels_in_two_tables_are_joined_by_the_command_of_the_message(tmp_path,
     write(tmp_path, **{names[1]: same})  # the same images: one is meant
     (tmp_path / "labels.csv").unlink()
     assert "awk" not in refusal(tmp_path, need="train")
+
+
+def lines(root, **files):
+    for name, rows in files.items():
+        place = root / name.replace("__", "/").replace("_dot_", ".")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{row}\n" for row in rows))
+
+
+def test_json_lines_are_read(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(9)), "test/80.png", "test/90.png")
+    write(tmp_path, sample_submission="file_name,label\n90.png,cat\n80.png,cat\n")
+    rows = [json.dumps({"file_name": f"{n}.png", "label": label(n), "box": [[1]]}) for n in range(9)]
+    lines(tmp_path, train__metadata_dot_jsonl=rows)
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {f"{n}.png": label(n) for n in range(9)}
+    assert [row.path.name for row in competition.test] == ["90.png", "80.png"]
+    (tmp_path / "train/metadata.jsonl").write_text("\n".join([*rows, "{"]))
+    (tmp_path / "train.jsonl").write_text("\n".join([*rows, "{"]))
+    text = refusal(tmp_path)
+    assert "train.jsonl" in text and "row 10" in text
+
+
+def test_a_manifest_with_names_inside_is_read(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(9)), "test/80.png")
+    write(tmp_path, sample_submission="id,label\n80,cat\n")
+    rows = [
+        {"source-ref": f"s3://b/train/{n}.png", "class": n % 3, "class-metadata": {"class-name": label(n)}}
+        for n in range(9)
+    ]
+    lines(tmp_path, output_dot_manifest=map(json.dumps, rows))
+    assert [row.label for row in read_layout(tmp_path).train] == [label(n) for n in range(9)]
+
+
+def test_a_list_of_mxnet_is_read(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(9)), "test/80.png")
+    write(tmp_path, sample_submission="id,label\n80,0\n")
+    lines(tmp_path, train_dot_lst=[f"{n + 3}\t{n % 3}.000000\t{n}.png" for n in range(9)])
+    assert labels(read_layout(tmp_path)) == {f"{n}.png": str(n % 3) for n in range(9)}
+
+
+def test_numbers_of_a_list_are_called_as_their_folders(tmp_path):
+    touch(tmp_path, *(f"train/{label(n)}/{n}.png" for n in range(9)), "test/80.png")
+    write(tmp_path, sample_submission="id,label\n80,cat\n")
+    lines(tmp_path, train_dot_lst=[f"{n}\t{n % 3}\t{label(n)}/{n}.png" for n in range(9)])
+    competition = read_layout(tmp_path)
+    assert competition.target.names == NAMES
+    assert all(row.path.parent.name == row.label for row in competition.train)
+
+
+def test_lists_of_images_and_labels_as_in_homework(tmp_path):
+    touch(tmp_path, *(f"images/{n}.jpg" for n in range(12)))
+    lines(tmp_path, train_dot_txt=[f"images/{n}.jpg {n % 3}" for n in range(9)])
+    lines(tmp_path, test_dot_txt=[f"images/{n}.jpg" for n in (11, 9, 10)], classes_dot_txt=NAMES)
+    competition = read_layout(tmp_path)
+    assert [row.label for row in competition.train] == [str(n % 3) for n in range(9)]
+    assert competition.form.row_ids == tuple(f"images/{n}.jpg" for n in (11, 9, 10))
+    assert competition.form.columns == ("image", "label")
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("classes_dot_txt", NAMES),
+        ("mapping_dot_txt", ["0: cat", "1: dog", "2: fox"]),
+        ("labels_dot_txt", ["0 cat", "1 dog", "2 fox"]),
+        ("synsets_dot_txt", ["0 cat", "1 dog", "2 fox"]),
+    ],
+)
+def test_a_list_of_names_translates_numbers_of_classes(tmp_path, file, rows):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(9)), "test/80.png", "test/90.png")
+    write(tmp_path, sample_submission="id,label\n80,fox\n90,dog\n")
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{n % 3}\n" for n in range(9)))
+    lines(tmp_path, **{file: rows})
+    assert labels(read_layout(tmp_path)) == {str(n): label(n) for n in range(9)}
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{n % 3 + 1}\n" for n in range(9)))  # from 1
+    if file == "classes_dot_txt":
+        assert labels(read_layout(tmp_path)) == {str(n): label(n) for n in range(9)}
+    else:
+        assert "'fox'" in refusal(tmp_path)
+    write(tmp_path, train="id,label\n" + "".join(f"{n},{n % 2 + 1}\n" for n in range(9)))  # from 0 or from 1?
+    if file == "classes_dot_txt":
+        assert "'fox'" in refusal(tmp_path)

@@ -14,6 +14,7 @@ from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
+from pipeline.competition.line_tables import LIST_OF_NAMES
 from pipeline.competition.long_tables import made_wide, one_row_each
 from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
@@ -131,6 +132,8 @@ def find_candidates(
     holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
     for entry in looked_up:
         found = entry.found
+        if found.source.table.delimiter == LIST_OF_NAMES:
+            continue
         trained = found.source.role == "train"
         several = found.match.style in SEVERAL_EACH
         # Numbers in an unrelated table may equal the stems of many images in class folders by chance.

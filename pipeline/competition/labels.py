@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pipeline.competition.class_folders import (
@@ -117,10 +117,33 @@ def read_labelled(
     if labelled.evidence:
         labelled.evidence, written = spelled_as(labelled.evidence, asked)
         labelled.evidence, called = called_as_asked(labelled.evidence, wanted.columns)
+        if best is not None and classes.plausible and not label_column:
+            _call_as_folders(labelled, classes, asked)
         labelled.evidence, shortened = without_affixes(labelled.evidence, asked)
         labelled.notes += filter(None, (written, called, shortened))
     _refuse_one_class(folder, labelled)
     return labelled
+
+
+def _call_as_folders(labelled: Labelled, classes: ClassFolders, asked: Iterable[str]) -> None:
+    """Call the labels of a table as the class folders of their images, where the sample asks for these names
+    and each label has one folder of its own (0 is cat).
+    """
+    evidence, wanted = labelled.evidence, set(asked)
+    if evidence is None or not evidence.texts or wanted & set(evidence.texts) or not wanted & set(classes.groups):
+        return
+    folder_of = {image: name for name, group in classes.groups.items() for image in group}
+    pairs = {
+        (text, folder_of.get(image, ""))
+        for text, images in zip(evidence.texts, labelled.images, strict=True)
+        for image in images
+    }
+    called = dict(pairs)
+    if "" in called.values() or not len(pairs) == len(called) == len(set(called.values())):
+        return
+    first = min(called)
+    labelled.evidence = replace(evidence, texts=tuple(called[text] for text in evidence.texts))
+    labelled.notes.append(f"labels are called as the folders in {classes.where}: {first!r} is {called[first]!r}")
 
 
 def has_training_data(folder: DataFolder, sources: Sources) -> bool:

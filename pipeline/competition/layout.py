@@ -4,6 +4,7 @@ predictions.csv.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def read_layout(
         labelled.taken,
         names,
         required=need != "train" and test_images,
-        label_column=labelled.evidence.column if labelled.evidence else "",
+        label_column=_column_name(labelled),
         group_column=_group_column(labelled),
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
@@ -336,6 +337,12 @@ def _label_names(
     return evidence.columns or tuple(
         dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split()))
     )
+
+
+def _column_name(labelled: Labelled) -> str:
+    """Return the name of the labels' column; empty if a file without a header has none."""
+    name = labelled.evidence.column if labelled.evidence else ""
+    return "" if re.fullmatch(r"column \d+", name) else name
 
 
 def _group_column(labelled: Labelled) -> str:
