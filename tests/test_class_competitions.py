@@ -354,3 +354,17 @@ def test_a_list_of_names_translates_numbers_of_classes(tmp_path, file, rows):
     write(tmp_path, train="id,label\n" + "".join(f"{n},{n % 2 + 1}\n" for n in range(9)))  # from 0 or from 1?
     if file == "classes_dot_txt":
         assert "'fox'" in refusal(tmp_path)
+
+
+def test_labels_in_files_that_are_not_understood_are_named(tmp_path):
+    touch(tmp_path, *(f"train/{n}.png" for n in range(9)), "test/80.png")
+    entry = {"flags": {"cat": True}, "shapes": [], "imagePath": "0.png"}
+    lines(tmp_path, train__0_dot_json=[json.dumps(entry)], train__labels_dot_txt=["7"] * 9)
+    text = refusal(tmp_path)
+    assert "train/0.json" in text and "train/labels.txt" in text and "image,label" in text
+
+
+def test_images_that_are_addresses_only_are_named(tmp_path):
+    write(tmp_path, train="image_url,label\nhttps://example.com/1.jpg,cat\nhttps://example.com/2.jpg,dog\n")
+    text = refusal(tmp_path)
+    assert "train.csv" in text and "'image_url'" in text and "https://example.com/1.jpg" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,15 @@ from pipeline.competition.class_folders import (
     from_folders,
     from_names,
 )
-from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
+from pipeline.competition.folders import (
+    TEXT_SUFFIXES,
+    DataFolder,
+    absent,
+    hide_command,
+    mv_command,
+    plain_name,
+    suffix_of,
+)
 from pipeline.competition.ids import LINKED, SEVERAL_EACH, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     COVERS,
@@ -105,7 +114,7 @@ def read_labelled(
     elif unclear_tables:
         raise unclear_tables[0]
     else:
-        raise _nothing_usable(folder, classes, named, looked_up, index)
+        raise _nothing_usable(folder, classes, named, looked_up, index, sources)
     linked = best is not None and best.found.match.style is LINKED  # through one of the other tables
     unused = [
         source.name
@@ -321,6 +330,7 @@ def _nothing_usable(
     tables: Sequence[Source],
     looked_up: Sequence[LookedUp],
     index: ImageIndex,
+    sources: Sources,
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
     about = [entry.found for entry in looked_up if entry.found.source.role == "train"]
@@ -354,6 +364,20 @@ def _nothing_usable(
             f"with {LABEL_FLAG}): "
         )
         trouble += quoted(name for name in found.table.columns if name != found.id_column)
+    for source in sources.found if not index.images else ():
+        for name in source.table.columns:
+            if (cells := source.table.column(name)) and re.match(r"https?://", cells[0].strip()):
+                trouble += (
+                    f"; the images of {source.name} are not here, only their addresses (column {name!r}, such as "
+                    f"{cells[0].strip()!r}): download each into a folder of the data folder under the name that "
+                    "ends its address"
+                )
+    unread = [name for name in sources.seen if suffix_of(name) in (".json", *TEXT_SUFFIXES)]
+    if unread:
+        trouble += (
+            f"; {listed(unread)} hold no table that is understood: if the labels are in there, write them into "
+            "train.csv with the columns image,label"
+        )
     return absent(
         folder,
         what,
