@@ -43,7 +43,7 @@ WINGS = {
     "fetch": (
         "addresses budget archives sessions transfer download whole release_file release_contents "
         "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows stacks "
-        "channels pixel_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents hdf5_files "
+        "channels pixel_tables encoded_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents hdf5_files "
         "dicom containers originals install"
     ),
     "models": (
