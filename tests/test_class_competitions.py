@@ -368,3 +368,18 @@ def test_images_that_are_addresses_only_are_named(tmp_path):
     write(tmp_path, train="image_url,label\nhttps://example.com/1.jpg,cat\nhttps://example.com/2.jpg,dog\n")
     text = refusal(tmp_path)
     assert "train.csv" in text and "'image_url'" in text and "https://example.com/1.jpg" in text
+
+
+def test_a_sample_that_is_the_beginning_of_the_test_table_is_refused(tmp_path):
+    touch(tmp_path, *(f"train/{name}/{name}{n}.jpg" for name in NAMES for n in range(3)))
+    touch(tmp_path, *(f"test/{n}.jpg" for n in range(50, 60)))
+    write(tmp_path, test="id\n" + "".join(f"{n}.jpg\n" for n in range(50, 60)))
+    write(tmp_path, sample_submission="id,label\n50.jpg,cat\n51.jpg,cat\n")
+    text = refusal(tmp_path)
+    assert "test.csv" in text and "'id'" in text and "2 rows" in text and "10 images" in text
+    assert len(read_layout(tmp_path, need="train").train) == 9  # training needs no sample
+    (tmp_path / "test.csv").rename(tmp_path / ".test.csv")
+    competition = read_layout(tmp_path)
+    assert competition.form.row_ids == ("50.jpg", "51.jpg") and "8 images" in said(competition)
+    write(tmp_path, test="id\n" + "".join(f"{n}.jpg\n" for n in (50, 51, 52)))
+    assert len(read_layout(tmp_path).form.row_ids) == 2

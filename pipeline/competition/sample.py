@@ -24,6 +24,7 @@ from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table, load_table, name_the_ids, repeated_ids, rows_of
 from pipeline.wording import counted, listed, numbered, quoted
 
+FEW_ROWS = 20  # most rows of a sample that may be an example of the form alone
 FITS = 0.9  # share of a table's rows that must be test images, for a table with another name
 MAX_ROW_LABELS = 200
 
@@ -126,6 +127,30 @@ def refuse_labelled(folder: DataFolder, sample: Source, id_column: str, taken: C
             "so they would be trained on: take their rows out of the table of labels (or empty their label "
             "cells), or move the images into a folder test/"
         )
+
+
+def refuse_excerpt(
+    sample: Source, id_column: str, sources: Sources, index: ImageIndex, label_column: str
+) -> None:
+    """Check that a sample of a few rows is not only the beginning of a table of all test images.
+
+    Raises:
+        UserError: its ids are the first ones of such a table, which names twice as many images or more.
+    """
+    ids = [cell.strip() for cell in sample.table.column(id_column)]
+    for source in sources.of_role("test") if len(ids) <= FEW_ROWS else ():
+        for name in source.table.columns:
+            cells = list(dict.fromkeys(cell.strip() for cell in source.table.column(name)))
+            if cells[: len(ids)] != ids or len(cells) < 2 * len(ids):
+                continue
+            if index.match(cells).num_unique < len(cells):
+                continue
+            raise UserError(
+                f"{sample.table.path} has {counted(len(ids), 'row')}, the first ids of {source.name} (column "
+                f"{name!r}), which names {len(cells):,} images: a file of these rows only would be incomplete. "
+                f"Add a row for each id of {source.name} to it (with anything in {label_column!r}); if only "
+                f"these rows are asked for: {mv_command(source.table.path)}"
+            )
 
 
 def _unnamed(sample: Table) -> list[str]:

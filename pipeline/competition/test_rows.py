@@ -20,7 +20,7 @@ from pipeline.competition.folders import (
 )
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
-from pipeline.competition.sample import check_sample_ids, refuse_labelled
+from pipeline.competition.sample import check_sample_ids, refuse_excerpt, refuse_labelled
 from pipeline.competition.sources import Source, Sources
 from pipeline.competition.spelling import other_spellings
 from pipeline.competition.subjects import Resolved, resolve
@@ -290,6 +290,8 @@ def _from_sample(
             source=f"no images of {sample.name} found; needed for predictions only",
         )
     _check_images(sample, resolved, index)
+    if required:
+        refuse_excerpt(sample, resolved.id_column, sources, index, what)
     used = sorted(
         {image.rpartition("/")[0].split("/")[0] for images in resolved.images for image in images} - {""},
         key=natural_key,
