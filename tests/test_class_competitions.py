@@ -1,4 +1,4 @@
-"""Layouts of university classes, hackathons and label tools: what their hosts make of names, ids and labels."""
+"""Layouts of university classes, hackathons and label tools: what hosts make of names, ids and labels."""
 
 import json
 import re
@@ -169,10 +169,16 @@ def test_folders_called_by_dates_are_no_classes(tmp_path, names):
 
 
 def listed_images(root, form, texts):
-    """Files `form` of the numbers 1 to 6 and, in test/, 7 to 9; tables whose ids are `texts` of the number."""
-    touch(root, *(f"train/{form.format(n)}" for n in range(1, 7)), *(f"test/{form.format(n)}" for n in (7, 8, 9)))
+    """Files `form` of the numbers 1 to 6 and, in test/, 7 to 9; tables with the ids `texts` of a number."""
+    touch(
+        root,
+        *(f"train/{form.format(n)}" for n in range(1, 7)),
+        *(f"test/{form.format(n)}" for n in (7, 8, 9)),
+    )
     write(root, train="id,label\n" + "".join(f"{texts.format(n)},{label(n)}\n" for n in range(1, 7)))
-    return write(root, sample_submission="id,label\n" + "".join(f"{texts.format(n)},cat\n" for n in (9, 7, 8)))
+    return write(
+        root, sample_submission="id,label\n" + "".join(f"{texts.format(n)},cat\n" for n in (9, 7, 8))
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +244,9 @@ def test_a_column_of_flags_for_each_class(tmp_path, yes_no):
 @pytest.mark.parametrize("form", ["{base}{name}{n}.jpg", "{n}{name}.jpg"])
 def test_class_folders_in_parts_of_a_download_are_joined(tmp_path, bases, form):
     for place, base in enumerate(bases):
-        files = [(name, form.format(base=base, name=name, n=3 * place + n)) for name in NAMES for n in range(3)]
+        files = [
+            (name, form.format(base=base, name=name, n=3 * place + n)) for name in NAMES for n in range(3)
+        ]
         touch(tmp_path, *(f"{base}/{name}/{file}" for name, file in files))
     competition = read_layout(tmp_path, need="train")
     assert len(competition.train) == 9 * len(bases) == len({row.id for row in competition.train})

@@ -90,8 +90,8 @@ def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[Class
 
 
 def _together(found: list[ClassFolders]) -> list[ClassFolders]:
-    """Join folders that share the images of the same classes (`train_1`, `train_2`), and leave out a copy with
-    a word more in its name (`train_resized` beside `train`). Other folders are returned unchanged.
+    """Join folders that share the images of the same classes (`train_1`, `train_2`), and leave out a copy
+    with a word more in its name (`train_resized` beside `train`). Other folders are returned unchanged.
     """
     if len(found) < 2 or not all(entry.plausible for entry in found):
         return found
@@ -103,8 +103,12 @@ def _together(found: list[ClassFolders]) -> list[ClassFolders]:
     }
     first = min(found, key=lambda entry: len(entry.base))
     others = [entry for entry in found if entry is not first]
-    if all(paths[entry.base] == paths[first.base] and adds_a_word(first.base, entry.base) for entry in others):
-        note = f"{listed(f'{entry.base}/' for entry in others)} holds the same names as {first.where}, not used"
+    if all(
+        paths[entry.base] == paths[first.base] and adds_a_word(first.base, entry.base) for entry in others
+    ):
+        note = (
+            f"{listed(f'{entry.base}/' for entry in others)} holds the same names as {first.where}, not used"
+        )
         return [replace(first, left="; ".join(filter(None, (first.left, note))))]
     numbered = {re.sub(r"\d+", "", entry.base) for entry in found}
     small = min(map(len, paths.values()))
@@ -139,7 +143,10 @@ def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> C
     left += " beside the class folders is no class and is not used" if left else ""
     plain = {name: _without_masks(group) for name, group in groups.items()}
     if masks := sum(map(len, groups.values())) - sum(map(len, plain.values())):
-        groups, left = plain, "; ".join(filter(None, (left, f"{counted(masks, 'mask')} beside images left out")))
+        groups, left = (
+            plain,
+            "; ".join(filter(None, (left, f"{counted(masks, 'mask')} beside images left out"))),
+        )
     ordered = _in_order(groups)
     if trouble := _versions(base, ordered):
         return ClassFolders(base, ordered, loose, trouble, left)
@@ -252,7 +259,7 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     if len(kinds) == len(names) or len(shares) == len(names) or ((kinds or len(shares) > 1) and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
     if all(re.fullmatch(DATE, name) for name in names):
-        return f"the folders {quoted(names)} in {base or 'the data folder'} are called by dates, they are no classes"
+        return f"the folders {quoted(names)} are called by dates, they are no classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
         steps = [image[begin:].split("/") for image in images]

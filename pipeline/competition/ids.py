@@ -187,8 +187,9 @@ class ImageIndex:
         return best if best.num_found else self._match_loosely(ids)
 
     def _match_loosely(self, ids: Sequence[str]) -> Match:
-        """Match ids that no style finds, as the only image that differs in case (`img_1.jpg` for `IMG_1.JPG`),
-        or behind folders or an address that all ids share and this folder lacks (`https://x/y/1.jpg`).
+        """Match ids that no style finds, as the only image that differs in case (`img_1.jpg` for
+        `IMG_1.JPG`), or behind folders or an address that all ids share and this folder lacks
+        (`https://x/y/1.jpg`).
 
         Nothing is found unless every id is another image; numbers (`1.jpg`) of another folder must be all
         images. Label Studio puts eight characters before the name of a file.
@@ -307,11 +308,7 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
         for top in _tops(several)
     }
     trained = [top for top in named if named[top] in ("train", "test")]
-    plainest = [
-        top
-        for top in trained
-        if all(other == top or adds_a_word(top, other) for other in trained)
-    ]
+    plainest = [top for top in trained if all(other == top or adds_a_word(top, other) for other in trained)]
     chosen = plainest[0] if plainest else ""
     kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
     if not chosen or any(len(images) != 1 for images in kept.values()):
@@ -341,8 +338,8 @@ def _plain_top(name: str) -> str:
 
 
 def adds_a_word(folder: str, other: str) -> bool:
-    """Return True if `other` is the name `folder` plus a word of three letters or more: `train_resized` beside
-    `train`, but not `train2` or `trainb`.
+    """Return True if `other` is the name `folder` plus a word of three letters or more: `train_resized`
+    beside `train`, but not `train2` or `trainb`.
     """
     name, longer = _plain_top(folder), _plain_top(other)
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
@@ -386,7 +383,8 @@ def _behind(shared: str, of_id: Callable[[str], str], begin: int) -> Style:
     """Return the style of file names behind folders that are not here; `begin`: where the name begins."""
     of_image = _stem if of_id is without_suffix else file_name
     return Style(
-        f"file names behind {shared}/{'1a2b3c4d-' if begin else ''}" + (", with another extension" if of_image is _stem else ""),
+        f"file names behind {shared}/{'1a2b3c4d-' if begin else ''}"
+        + (", with another extension" if of_image is _stem else ""),
         of_image,
         lambda text: of_id(file_name(text.strip())[begin:]),
     )

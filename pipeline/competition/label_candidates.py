@@ -212,7 +212,9 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
     top = max(entry.rank for entry in candidates)
     best = [entry for entry in candidates if entry.rank == top]
     largest = max(best, key=lambda entry: entry.found.match.num_found)
-    parts = [entry for entry in best if entry.found.source.table.columns == largest.found.source.table.columns]
+    parts = [
+        entry for entry in best if entry.found.source.table.columns == largest.found.source.table.columns
+    ]
     if len(parts) > 1 and _share_images(parts):
         raise _in_parts([entry.found.name for entry in parts], _root(best[0].found))
     if len(best) > 1:
@@ -225,7 +227,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _in_parts(files: Sequence[str], root: Path) -> UserError:
-    """Build the error for tables that share the images; a name that wins over theirs is left to join them in."""
+    """Build the error for tables that share the images, with the command that joins them."""
     free = next((name for name in OWN_TABLES if not (root / name).exists()), "")
     paths = " ".join(quote(str(root / file)) for file in files)
     join = f"join them: awk 'FNR > 1 || NR == 1' {paths} > {quote(str(root / free))}" if free else "join them"

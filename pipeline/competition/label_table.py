@@ -84,11 +84,11 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
 def without_asked_rows(
     found: Found, name: str, parts: list[str], asked: Sequence[str], all_asked: bool, own_folder: bool
 ) -> tuple[Found, list[str], list[str]]:
-    """Drop the rows of ids that are `asked` (by the sample submission) if all have one label (`?`, -1) that no
-    other row has: they are to be predicted.
+    """Drop the rows of ids that are `asked` (by the sample submission) if all have one label (`?`, -1) that
+    no other row has: they are to be predicted.
 
-    `all_asked`: `asked` holds all ids of the sample. `own_folder`: the images to predict have a folder of their
-    own, so that such rows have no image here. Returns the table, the parts of its rows, notes.
+    `all_asked`: `asked` holds all ids of the sample. `own_folder`: the images to predict have a folder of
+    their own, so that such rows have no image here. Returns the table, the parts of its rows, notes.
     """
     table = found.table
     ids = [without_suffix(cell.strip()) for cell in table.column(found.id_column)]

@@ -139,7 +139,12 @@ def _call_as_folders(labelled: Labelled, classes: ClassFolders, asked: Iterable[
     and each label has one folder of its own (0 is cat).
     """
     evidence, wanted = labelled.evidence, set(asked)
-    if evidence is None or not evidence.texts or wanted & set(evidence.texts) or not wanted & set(classes.groups):
+    if (
+        evidence is None
+        or not evidence.texts
+        or wanted & set(evidence.texts)
+        or not wanted & set(classes.groups)
+    ):
         return
     folder_of = {image: name for name, group in classes.groups.items() for image in group}
     pairs = {
@@ -152,7 +157,9 @@ def _call_as_folders(labelled: Labelled, classes: ClassFolders, asked: Iterable[
         return
     first = min(called)
     labelled.evidence = replace(evidence, texts=tuple(called[text] for text in evidence.texts))
-    labelled.notes.append(f"labels are called as the folders in {classes.where}: {first!r} is {called[first]!r}")
+    labelled.notes.append(
+        f"labels are called as the folders in {classes.where}: {first!r} is {called[first]!r}"
+    )
 
 
 def has_training_data(folder: DataFolder, sources: Sources) -> bool:
@@ -368,15 +375,15 @@ def _nothing_usable(
         for name in source.table.columns:
             if (cells := source.table.column(name)) and re.match(r"https?://", cells[0].strip()):
                 trouble += (
-                    f"; the images of {source.name} are not here, only their addresses (column {name!r}, such as "
-                    f"{cells[0].strip()!r}): download each into a folder of the data folder under the name that "
-                    "ends its address"
+                    f"; the images of {source.name} are not here, only their addresses (column {name!r}, "
+                    f"such as {cells[0].strip()!r}): download each into a folder under the "
+                    "name that ends its address"
                 )
     unread = [name for name in sources.seen if suffix_of(name) in (".json", *TEXT_SUFFIXES)]
     if unread:
         trouble += (
-            f"; {listed(unread)} hold no table that is understood: if the labels are in there, write them into "
-            "train.csv with the columns image,label"
+            f"; {listed(unread)} hold no table that is understood: if the labels are in there, write them "
+            "into train.csv with the columns image,label"
         )
     return absent(
         folder,

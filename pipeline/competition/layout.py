@@ -27,13 +27,19 @@ from pipeline.competition.other_tasks import (
     refuse_several_questions,
 )
 from pipeline.competition.rows import Competition, Row
-from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels, with_test_folder
+from pipeline.competition.sample import (
+    check_sample,
+    find_sample,
+    wanted_by,
+    with_row_labels,
+    with_test_folder,
+)
+from pipeline.competition.sample_classes import check_classes
 from pipeline.competition.sources import Source, Sources, read_sources
 from pipeline.competition.spelling import spelled_as
 from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import (
     TestImages,
-    check_classes,
     find_test_images,
     form_of,
     sample_evidence,

@@ -1,4 +1,4 @@
-"""Read files of lines as tables: lists of images and labels, lists of class names, JSON lines, MXNet's .lst."""
+"""Read files of lines as tables: lists of images and labels, class names, JSON lines, MXNet's .lst."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def text_table(path: Path) -> Table | None:
 
 
 def _class_names(path: Path, lines: Sequence[tuple[str, int]], called: bool) -> Table | None:
-    """Read a list of class names: one in each line, where the file is `called` so, or behind numbers that count
-    the lines (`0 cat`, `1: dog`); None if it is none.
+    """Read a list of class names: one in each line, where the file is `called` so, or behind numbers that
+    count the lines (`0 cat`, `1: dog`); None if it is none.
     """
     texts = [text for text, _ in lines]
     found = [re.fullmatch(r"(\d+)\s*[\s:=,.)-]\s*(\S.*)", text) for text in texts]

@@ -123,9 +123,9 @@ def refuse_labelled(folder: DataFolder, sample: Source, id_column: str, taken: C
     if match.num_found * 2 > len(ids):
         shown = quoted([images[0] for images in match.images if images][:2])
         raise UserError(
-            f"{folder.root}: images of {sample.name}, such as {shown}, have labels and no folder of their own, "
-            "so they would be trained on: take their rows out of the table of labels (or empty their label "
-            "cells), or move the images into a folder test/"
+            f"{folder.root}: images of {sample.name}, such as {shown}, have labels and no folder of "
+            "their own, so they would be trained on: take their rows out of the table of labels (or "
+            "empty their label cells), or move the images into a folder test/"
         )
 
 
@@ -147,9 +147,9 @@ def refuse_excerpt(
                 continue
             raise UserError(
                 f"{sample.table.path} has {counted(len(ids), 'row')}, the first ids of {source.name} (column "
-                f"{name!r}), which names {len(cells):,} images: a file of these rows only would be incomplete. "
-                f"Add a row for each id of {source.name} to it (with anything in {label_column!r}); if only "
-                f"these rows are asked for: {mv_command(source.table.path)}"
+                f"{name!r}), which names {len(cells):,} images: a file of these rows only would be "
+                f"incomplete. Add a row for each id of {source.name} to it (with anything in "
+                f"{label_column!r}); if only these rows are asked for: {mv_command(source.table.path)}"
             )
 
 

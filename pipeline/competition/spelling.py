@@ -98,10 +98,19 @@ def without_affixes(evidence: LabelEvidence, asked: Collection[str]) -> tuple[La
     ways = [{name: re.sub(r"^\d+[\W_]+", "", name) for name in names}]
     for before, found, behind in (name.partition(text) for name in sorted(names)):
         begins, ends = re.fullmatch(r"(.*[\W_])?", before), re.fullmatch(r"([\W_].*)?", behind)
-        if found and begins and ends and all(name.startswith(before) and name.endswith(behind) for name in names):
+        if (
+            found
+            and begins
+            and ends
+            and all(name.startswith(before) and name.endswith(behind) for name in names)
+        ):
             ways.append({name: name[len(before) : len(name) - len(behind)] for name in names})
     for called in ways:
-        if wanted <= set(called.values()) and len(set(called.values())) == len(names) and all(called.values()):
+        if (
+            wanted <= set(called.values())
+            and len(set(called.values())) == len(names)
+            and all(called.values())
+        ):
             note = f"labels are called as in the sample submission: {first!r} is {called[first]!r}"
             return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
     return evidence, ""

@@ -78,7 +78,9 @@ def _decoded(value: Any) -> bytes:
     return value if isinstance(value, bytes) and encoded_suffix(value) else b""
 
 
-def _rows(stage: Staged, paths: list[Path], column: str, others: list[str]) -> Iterator[tuple[Any, list[str]]]:
+def _rows(
+    stage: Staged, paths: list[Path], column: str, others: list[str]
+) -> Iterator[tuple[Any, list[str]]]:
     for path in paths:
         try:
             for frame in frames(path, ROWS, text=True):
@@ -98,7 +100,9 @@ def _write(stage: Staged, part: str, column: str, others: list[str], paths: list
         rows.append(row)
         if not _decoded(value):
             bad.append(f"row {number} (without header): column {column!r} holds no encoded image")
-    raise_all(capped(bad, "rows have no image"), f"{shown}: images are missing or damaged, download it again:")
+    raise_all(
+        capped(bad, "rows have no image"), f"{shown}: images are missing or damaged, download it again:"
+    )
     place = id_column(stage, others, rows, part)
     if place is None:
         names, how = row_ids(stage, part, len(rows))
@@ -120,6 +124,6 @@ def _write(stage: Staged, part: str, column: str, others: list[str], paths: list
         path.unlink()
     table = write_rows(stage, part, paths[0].stem, columns, cells) if len(columns) > 1 or part else "none"
     stage.notes.append(
-        f"{shown}: {counted(len(names), 'image')} of column {column!r} written into {folder}/ (names: {how}); "
-        f"the other columns: {table}"
+        f"{shown}: {counted(len(names), 'image')} of column {column!r} written into {folder}/ (names: "
+        f"{how}); the other columns: {table}"
     )
