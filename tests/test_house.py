@@ -28,10 +28,11 @@ WINGS = {
     "what a run holds": "run_record run predictions",
     "forms": "form recognise cells check",
     "competition": (
-        "facts rows parts folders ids spelling id_columns json_tables sources label_columns label_table "
-        "long_tables class_folders subjects label_candidates labels likely_groups groups corrections "
-        "pseudo_labels fold_split sample class_tables test_rows notes other_tasks vqa_files vqa_images "
-        "vqa_tables vqa_layout layout splits questions"
+        "facts rows parts folders ids folder_columns spelling id_columns json_tables line_tables sources "
+        "label_columns label_table long_tables class_folders subjects label_candidates labels "
+        "likely_groups groups corrections pseudo_labels fold_split sample class_tables test_rows "
+        "sample_classes notes other_tasks vqa_files vqa_images vqa_tables vqa_layout layout splits "
+        "questions"
     ),
     "submission": "write belonging origin solution grading answer_grading score",
     "kaggle": "token reply cli remembered ledger begun preflight submit",
@@ -42,8 +43,8 @@ WINGS = {
     "fetch": (
         "addresses budget archives sessions transfer download whole release_file release_contents "
         "releases public_sets set_layout packed pieces staging arrival grey_range pixels staged_rows stacks "
-        "channels pixel_tables json_bands arrays tf_examples tfrecords bson_files hdf5_contents hdf5_files "
-        "dicom containers originals data_folder set_install install"
+        "channels pixel_tables encoded_tables json_bands arrays tf_examples tfrecords bson_files "
+        "hdf5_contents hdf5_files dicom containers originals data_folder set_install install"
     ),
     "models": (
         "places config_bounds model_size timm_checkpoints checkpoint_config backbones roles dropout "

@@ -12,6 +12,7 @@ from pipeline.competition.folders import natural_key
 from pipeline.competition.layout import read_form, read_layout
 from pipeline.errors import UserError
 from pipeline.forms.form import SubmissionForm
+from pipeline.targets.evidence import Asked
 
 COMPETITIONS = Path(__file__).resolve().parents[2] / "shared" / "competitions"
 LEGACY = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "legacy_beit" / "data"
@@ -753,7 +754,8 @@ def test_two_samples(tmp_path):
 
 def test_sample_labels_are_only_checked(tmp_path):
     make(class_folders(tmp_path), sample_submission="id,label\n8,bird\n9,Goat\n")
-    competition = read_layout(tmp_path)
+    assert_says(refusal(tmp_path), "'bird', 'Goat'", "'cat', 'dog'", "--target multiclass")
+    competition = read_layout(tmp_path, asked=Asked(kind="multiclass"))
     assert competition.class_names == ("cat", "dog")
     assert "its labels 'bird', 'Goat' are no classes of the training data" in said(competition)
 

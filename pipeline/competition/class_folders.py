@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
-from pipeline.competition.ids import file_name, short_ids, without_suffix
+from pipeline.competition.ids import adds_a_word, file_name, short_ids, without_suffix
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
 from pipeline.competition.spelling import class_name
@@ -26,6 +26,9 @@ KINDS = _words(
     "photos picture pictures data dataset jpg jpeg png tif tiff raw original originals crops cropped "
     "resized thumbnails train test val valid validation"
 )
+DATE = r"(19|20)\d\d([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12]\d|3[01]))?"  # 2023-05-01, 20230501, 2023_05
+# Beside class folders: a few images to look at
+SAMPLES = _words("sample samples example examples demo preview previews thumbnail thumbnails")
 # With the same sub-folders in each: all images in several versions
 VERSIONS = KINDS | _words(
     "color colour coloured colored rgb grayscale greyscale gray grey segmented augmented preprocessed "
@@ -49,10 +52,13 @@ class ClassFolders:
     loose: list[str]
     trouble: str = ""
     left: str = ""  # what is left out: masks, a copy of all classes
+    bases: tuple[str, ...] = ()  # the folders that share the classes: train_1, train_2; then `base` is empty
 
     @property
     def where(self) -> str:
         """The base folder, for messages."""
+        if self.bases:
+            return " and ".join(f"{name}/" for name in self.bases)
         return f"{self.base}/" if self.base else "the data folder"
 
     @property
@@ -61,26 +67,60 @@ class ClassFolders:
         return len(self.groups) > 1 and not self.loose and not self.trouble
 
 
-def class_folders(folder: DataFolder) -> list[ClassFolders]:
+def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[ClassFolders]:
     """Return every training folder with class folders; if there is none, the first training folder or an
     empty entry.
 
-    Without a training folder, the folders beside the test images are taken.
+    Without a training folder, the folders beside the test images are taken. `asked`: labels that the sample
+    submission names.
     """
     bases = folder.parts.named("train")
     grouped = []
     for base in bases:
         top = base.split("/")[0]
         grouped.append(
-            _grouped(base, [image for image in folder.scans[top].images if image.startswith(base + "/")])
+            _grouped(
+                base, [image for image in folder.scans[top].images if image.startswith(base + "/")], asked
+            )
         )
     if not bases:
-        grouped = [_grouped("", folder.of_part(""))]
+        grouped = [_grouped("", folder.of_part(""), asked)]
     several = [entry for entry in grouped if len(entry.groups) > 1]
-    return several or grouped[:1] or [ClassFolders("train", {}, [])]
+    return _together(several) or grouped[:1] or [ClassFolders("train", {}, [])]
 
 
-def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
+def _together(found: list[ClassFolders]) -> list[ClassFolders]:
+    """Join folders that share the images of the same classes (`train_1`, `train_2`), and leave out a copy
+    with a word more in its name (`train_resized` beside `train`). Other folders are returned unchanged.
+    """
+    if len(found) < 2 or not all(entry.plausible for entry in found):
+        return found
+    paths = {
+        entry.base: {
+            without_suffix(image[len(entry.base) + 1 :]) for group in entry.groups.values() for image in group
+        }
+        for entry in found
+    }
+    first = min(found, key=lambda entry: len(entry.base))
+    others = [entry for entry in found if entry is not first]
+    if all(
+        paths[entry.base] == paths[first.base] and adds_a_word(first.base, entry.base) for entry in others
+    ):
+        note = (
+            f"{listed(f'{entry.base}/' for entry in others)} holds the same names as {first.where}, not used"
+        )
+        return [replace(first, left="; ".join(filter(None, (first.left, note))))]
+    numbered = {re.sub(r"\d+", "", entry.base) for entry in found}
+    small = min(map(len, paths.values()))
+    shared = sum(map(len, paths.values())) - len(set().union(*paths.values()))
+    if len(numbered) > 1 or len({frozenset(entry.groups) for entry in found}) > 1 or shared * 2 > small:
+        return found
+    groups = {name: [image for entry in found for image in entry.groups[name]] for name in first.groups}
+    left = "; ".join(dict.fromkeys(filter(None, (entry.left for entry in found))))
+    return [ClassFolders("", groups, [], left=left, bases=tuple(entry.base for entry in found))]
+
+
+def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> ClassFolders:
     left = ""
     while True:
         groups: dict[str, list[str]] = {}
@@ -97,16 +137,20 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
         base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
-    if len(groups) > 2 and (copy := _copy_of_others(base, groups)):
-        del groups[copy]
-        left = f"{copy}/ holds the same files as the folders beside it and is not used"
+    for name in _no_classes(base, groups):
+        del groups[name]
+        left += f"{', ' if left else ''}{name}/"
+    left += " beside the class folders is no class and is not used" if left else ""
     plain = {name: _without_masks(group) for name, group in groups.items()}
     if masks := sum(map(len, groups.values())) - sum(map(len, plain.values())):
-        groups, left = plain, f"{counted(masks, 'mask')} beside images left out"
+        groups, left = (
+            plain,
+            "; ".join(filter(None, (left, f"{counted(masks, 'mask')} beside images left out"))),
+        )
     ordered = _in_order(groups)
     if trouble := _versions(base, ordered):
         return ClassFolders(base, ordered, loose, trouble, left)
-    if shared := _inner_classes(base, ordered):
+    if shared := _inner_classes(base, ordered, asked):
         return ClassFolders(base, shared, loose, left=left)
     return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "", left)
 
@@ -134,23 +178,29 @@ def _without_masks(images: Sequence[str]) -> list[str]:
     return kept
 
 
-def _copy_of_others(base: str, groups: Mapping[str, Sequence[str]]) -> str:
-    """Return the folder with the same files as all folders beside it (`copy/a/1.png`); else ""."""
+def _no_classes(base: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the folders beside two class folders or more that are none themselves: with folders that are
+    called like those beside them (`augmented/cat`, a copy), or called samples (`sample_images`).
+    """
     begin = len(base) + 1 if base else 0
-    paths = {name: {image[begin:] for image in group} for name, group in groups.items()}
-    for name in groups:
-        others = {path for other, group in paths.items() if other != name for path in group}
-        if {path[len(name) + 1 :] for path in paths[name]} == others:
-            return name
-    return ""
+    inner = {name: {image[begin:].split("/")[1] for image in group} for name, group in groups.items()}
+    found = [
+        name
+        for name in groups
+        if (len(inner[name]) > 1 and inner[name] <= groups.keys() - {name})
+        or (SAMPLES & (words := set(words_of(name))) and words <= SAMPLES | KINDS and len(words) > 1)
+    ]
+    return found if len(groups) - len(found) > 1 else []
 
 
-def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+def _inner_classes(
+    base: str, groups: dict[str, list[str]], asked: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Group by the innermost folder if the outer folders hold the same few names:
-    `train/<patient>/<class>/1.png`.
+    `train/<patient>/<class>/1.png`, or if some of them and no outer ones are `asked`.
     """
     depth = base.count("/") + (1 if base else 0)
-    if len(groups) < 3 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
+    if len(groups) < 2 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
         return {}
     inner: dict[str, list[str]] = {}
     outer: Counter[str] = Counter()
@@ -159,6 +209,11 @@ def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[st
         outer.update(found)
         for image in group:
             inner.setdefault(image.split("/")[-2], []).append(image)
+    names = {class_name(name) for name in inner}
+    if len(inner) > 1 and names & set(asked) and not set(groups) & set(asked):
+        return _in_order(inner)
+    if len(groups) < 3:
+        return {}
     if not 1 < len(inner) < len(groups) or any(count * 2 < len(groups) for count in outer.values()):
         return {}
     if all(plain_name(name) in KINDS for name in inner):
@@ -203,6 +258,8 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
     if len(kinds) == len(names) or len(shares) == len(names) or ((kinds or len(shares) > 1) and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
+    if all(re.fullmatch(DATE, name) for name in names):
+        return f"the folders {quoted(names)} are called by dates, they are no classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
         steps = [image[begin:].split("/") for image in images]

@@ -26,7 +26,9 @@ UNREAD_SUFFIXES = frozenset(
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
+TEXT_SUFFIXES = (".txt", ".lst", ".jsonl", ".ndjson", ".manifest")
 SEEN_SUFFIXES = tuple(".xlsx .xls .ods .parquet .feather .pkl .mat .xml .yaml .yml".split())
+LABEL_SUFFIXES = (".cls", ".label", ".labels", ".data", ".rec", ".idx", ".npz", ".xlsm", ".numbers", ".db")
 ARRIVING = "arriving.json"  # exists in a hidden folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
@@ -45,7 +47,7 @@ class Scan:
     # suffix, or name without suffix -> number of unknown files
     others: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)  # .txt files, which may be tables
+    texts: list[str] = field(default_factory=list)  # files of lines, which may be tables
     json_files: list[str] = field(default_factory=list)
     # unsupported files that may hold labels: .xlsx, .parquet, ...
     seen: list[str] = field(default_factory=list)
@@ -194,7 +196,7 @@ def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
         found.tables.append(relative)
     elif suffix == ".json":
         found.json_files.append(relative)
-    elif suffix == ".txt":
+    elif suffix in TEXT_SUFFIXES:
         found.texts.append(relative)
     elif suffix in SEEN_SUFFIXES:
         found.seen.append(relative)
@@ -378,7 +380,9 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
         f"  {files} in a format that is not read directly: {unpack_command(root)}" for files in folder.unread
     ]
     others = sum((found.others for found in folder.scans.values()), Counter())
-    if others and not any(found.images for found in folder.scans.values()):
+    if any(found.images for found in folder.scans.values()):  # beside images, other files may be the labels
+        others = Counter({name: count for name, count in others.items() if name in LABEL_SUFFIXES})
+    if others:
         shown = listed(
             f"{counted(count, 'file')} {name}" if name.startswith(".") else name
             for name, count in others.most_common()

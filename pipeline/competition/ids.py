@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
-from pipeline.competition.parts import BESIDE, words_of
+from pipeline.competition.parts import BESIDE, part_of_name, words_of
 from pipeline.wording import MAX_NAMED, capped, counted, listed
 
 
@@ -36,7 +36,8 @@ def _stem(image: str) -> str:
 
 
 def _number_of(text: str) -> str:
-    """Return `7` for `0007`; text that is not a number is returned unchanged."""
+    """Return `7` for `0007` and `7.0`; text that is not a number is returned unchanged."""
+    text = re.sub(r"^([0-9]+)\.0+$", r"\1", text)
     return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
 
 
@@ -79,12 +80,18 @@ STYLES = (
     Style("file names with another extension", _stem, without_suffix),
 )
 ENDS = Style("file names or ends of paths", str)  # of several keys an image
+UPLOADED = r"[0-9a-f]{8}-."  # how names begin that Label Studio gives
 # one id, several images
 FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)
 NUMBERS = Style(
     "the numbers of files without leading zeros",
     lambda image: _number_of(_stem(image)),
-    lambda text: _number_of(text.strip()),
+    lambda text: _number_of(without_suffix(text.strip())),
+)
+NO_CASE = Style(
+    "file names in upper or lower case",
+    lambda image: _stem(image).casefold(),
+    lambda text: without_suffix(text.strip()).casefold(),
 )
 LINKED = Style("led to images by another table", str)
 SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
@@ -168,7 +175,8 @@ class ImageIndex:
         # Most columns hold no ids. One look-up shows that, seven would be slow.
         loose = self._keys_of(LOOSE)
         if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
-            return best
+            uploaded = ids and re.match(UPLOADED, file_name(self._as_path(ids[0])))
+            return self._match_loosely(ids) if uploaded else best
         for style in (*STYLES, *_styles_of_paths([self._as_path(image_id) for image_id in ids])):
             match = self._read(ids, style)
             rank = (match.num_unique, match.num_found)
@@ -176,27 +184,60 @@ class ImageIndex:
                 best, best_rank = match, rank
             if rank[0] == len(ids):
                 break
-        return best
+        return best if best.num_found else self._match_loosely(ids)
+
+    def _match_loosely(self, ids: Sequence[str]) -> Match:
+        """Match ids that no style finds, as the only image that differs in case (`img_1.jpg` for
+        `IMG_1.JPG`), or behind folders or an address that all ids share and this folder lacks
+        (`https://x/y/1.jpg`).
+
+        Nothing is found unless every id is another image; numbers (`1.jpg`) of another folder must be all
+        images. Label Studio puts eight characters before the name of a file.
+        """
+        folders = {self._as_path(text).strip().rpartition("/")[0] for text in ids}
+        styles = [NO_CASE]
+        if len(folders) == 1 and (shared := folders.pop()):
+            steps = set(shared.casefold().split("/"))
+            held = {part_of_name(step) for step in shared.split("/")} - {""}
+            parts = {self.part_of(image) for image in self.images} - {""}
+            known = {step.casefold() for image in self.images for step in image.split("/")[:-1]}
+            names = [file_name(self._as_path(text).strip()) for text in ids]
+            uploaded = all(re.match(UPLOADED, name) for name in names)
+            cut = len("1a2b3c4d-") if uploaded else 0
+            styles = [_behind(shared, of_id, begin) for of_id in (str, without_suffix) for begin in {0, cut}]
+            numbered_ones = len(set(ids)) < len(self.images) and all(
+                without_suffix(name[cut:]).isdecimal() for name in names
+            )
+            if (held and held != parts) or steps & known or numbered_ones:
+                styles = []
+        for style in styles:
+            found = self._read(ids, style)
+            if found.num_unique == len(set(ids)) and found.num_single == len(ids):
+                return found
+        return Match(NAME, ((),) * len(ids))
 
     def match_numbers(self, ids: Sequence[str]) -> Match:
         """Match numbers that lost their leading zeros, as spreadsheets write them (`7` for `0007.jpg`)."""
         return self._read(ids, NUMBERS)
 
     def match_endings(self, ids: Sequence[str]) -> Match:
-        """Match numbers to names of one word and a number (`7` for `train_7.jpg`).
+        """Match numbers to names of one word and a number (`7` for `train_7.jpg`, `image_7` for `7.jpg`).
 
-        Nothing is found unless all images have names of the same word, and each id is one of them: such names
-        say nothing else, and ids that count rows from another number do not fit.
+        Nothing is found unless all images have names of the same word, all ids too, and each id is one of
+        them: such names say nothing else, and ids that count rows from another number do not fit.
         """
+        texts = [without_suffix(text.strip()) for text in ids]
         heads = {re.sub(r"\d+$", "", _stem(image)) for image in self.images}
-        head = heads.pop() if len(heads) == 1 else ""
+        own = {re.sub(r"\d+(\.0+)?$", "", text) for text in texts}
         nothing = Match(NAME, ((),) * len(ids))
-        if not head or not all(text.strip().isdecimal() for text in ids):
+        if len(heads) != 1 or len(own) != 1 or heads == own or any("/" in head for head in own):
             return nothing
+        head, word = heads.pop(), own.pop()
+        behind = f", behind {word!r} in ids" if word else ""
         style = Style(
-            f"the numbers behind {head!r} in file names",
+            f"the numbers behind {head!r} in file names{behind}" if head else f"the numbers behind {word!r}",
             lambda image: _number_of(_stem(image)[len(head) :]),
-            NUMBERS.of_id,
+            lambda text: NUMBERS.of_id(text.strip()[len(word) :]),
         )
         found = self._read(ids, style)
         return found if found.num_unique == len(ids) else nothing
@@ -267,11 +308,7 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
         for top in _tops(several)
     }
     trained = [top for top in named if named[top] in ("train", "test")]
-    plainest = [
-        top
-        for top in trained
-        if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)
-    ]
+    plainest = [top for top in trained if all(other == top or adds_a_word(top, other) for other in trained)]
     chosen = plainest[0] if plainest else ""
     kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
     if not chosen or any(len(images) != 1 for images in kept.values()):
@@ -300,10 +337,11 @@ def _plain_top(name: str) -> str:
     )
 
 
-def _adds_a_word(name: str, longer: str) -> bool:
-    """Return True if `longer` is `name` plus a word of three letters or more: `trainresized`, but not
-    `train2` or `trainb`.
+def adds_a_word(folder: str, other: str) -> bool:
+    """Return True if `other` is the name `folder` plus a word of three letters or more: `train_resized`
+    beside `train`, but not `train2` or `trainb`.
     """
+    name, longer = _plain_top(folder), _plain_top(other)
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
@@ -338,6 +376,17 @@ def _tails(depth: int, absent: str = "") -> tuple[Style, Style]:
         f"{says}, without extension",
         lambda image: without_suffix(tail(image)),
         lambda text: text.removeprefix(absent),
+    )
+
+
+def _behind(shared: str, of_id: Callable[[str], str], begin: int) -> Style:
+    """Return the style of file names behind folders that are not here; `begin`: where the name begins."""
+    of_image = _stem if of_id is without_suffix else file_name
+    return Style(
+        f"file names behind {shared}/{'1a2b3c4d-' if begin else ''}"
+        + (", with another extension" if of_image is _stem else ""),
+        of_image,
+        lambda text: of_id(file_name(text.strip())[begin:]),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,34 @@ def load_json_table(path: Path) -> Table | None:
     if isinstance(content, dict) and len(content) > 1:
         return _mapping(path, content)
     return None
+
+
+def load_json_lines(path: Path) -> Table | None:
+    """Read a file with a JSON object in each line (`metadata.jsonl`, a manifest); None if it is none.
+
+    The fields of an object inside get its name before theirs: `class-metadata.class-name`.
+
+    Raises:
+        UserError: the file cannot be read, or a line of it is not valid JSON.
+    """
+    rows, lines = [], []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            if line.strip():
+                rows.append(json.loads(line))
+                lines.append(number)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: row {len(lines) + 1} is not valid JSON: {error}") from None
+    table = _table(path, [_flat(row) for row in rows]) if _are_rows(rows) else None
+    return replace(table, lines=tuple(lines)) if table else None
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {name: value for name, value in row.items() if isinstance(value, dict)}
+    flat = {f"{name}.{key}": value for name, fields in inner.items() for key, value in fields.items()}
+    return {name: value for name, value in row.items() if name not in inner} | flat
 
 
 def _are_rows(value: Any) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 from pipeline.competition.class_folders import ClassFolders
-from pipeline.competition.folders import hide_command, plain_name
+from pipeline.competition.folder_columns import in_folders
+from pipeline.competition.folders import hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import (
     FOLDERS,
@@ -20,15 +23,18 @@ from pipeline.competition.ids import (
 )
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
+from pipeline.competition.line_tables import LIST_OF_NAMES
 from pipeline.competition.long_tables import made_wide, one_row_each
 from pipeline.competition.parts import words_of
 from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError
+from pipeline.tables import Table
 from pipeline.wording import quoted
 
 # In the name of an id column: its folders are what was photographed or scanned, no classes.
 SUBJECTS = tuple("patient subject person study series session video clip case lesion exam scan".split())
+OWN_TABLES = ("labels.csv", "train_labels.csv", "train.csv")  # names that win over those of parts
 COVERS = 0.25  # share of the training images that a table must name if its own name has no role
 
 
@@ -46,11 +52,7 @@ def look_up(
     source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]
 ) -> LookedUp:
     """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
-    trouble = None
-    try:
-        table, parts, notes = without_test_rows(source.table)
-    except UserError as error:  # reported only if the labels are taken from this table
-        table, parts, notes, trouble = source.table, [], [], error
+    table, parts, notes, trouble = _trained_rows(source.table)
     if (
         source.is_json
         and not id_column
@@ -59,9 +61,13 @@ def look_up(
     ):
         id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
-    if match.num_found and index.match([name]).num_found and not parts:
-        table = headerless(table)
+    if match.num_found and index.match([name]).num_found:
+        table, parts, notes, trouble = _trained_rows(headerless(source.table))
         name, match = find_ids(table, index, None, groups=True)
+    if parted := in_folders(table, name, match, index):
+        table, folders = parted
+        match = index.match(table.column(name))
+        notes = [*notes, f"ids are told apart by their folders in column {folders!r}"]
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
         match = find_ids(table, index, name, groups=True)[1]
@@ -73,6 +79,16 @@ def look_up(
         match = Match(LINKED, images) if images else match
     match, note = settled(match, index.part_of)
     return LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])], trouble)
+
+
+def _trained_rows(table: Table) -> tuple[Table, list[str], list[str], UserError | None]:
+    """Return the result of `without_test_rows` and its error, which counts only if labels are taken from
+    there.
+    """
+    try:
+        return *without_test_rows(table), None
+    except UserError as error:
+        return table, [], [], error
 
 
 def id_column_for(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
@@ -134,6 +150,8 @@ def find_candidates(
     holders = _holders(looked_up, named)
     for entry in holders or looked_up:
         found = entry.found
+        if found.source.table.delimiter == LIST_OF_NAMES:
+            continue
         trained = found.source.role == "train"
         several = found.match.style in SEVERAL_EACH
         # Numbers in an unrelated table may equal the stems of many images in class folders by chance.
@@ -245,14 +263,41 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     top = max(entry.rank for entry in candidates)
     best = [entry for entry in candidates if entry.rank == top]
+    largest = max(best, key=lambda entry: entry.found.match.num_found)
+    parts = [
+        entry for entry in best if entry.found.source.table.columns == largest.found.source.table.columns
+    ]
+    if len(parts) > 1 and _share_images(parts):
+        raise _in_parts([entry.found.name for entry in parts], _root(best[0].found))
     if len(best) > 1:
-        most = max(entry.found.match.num_found for entry in best)
-        best = [entry for entry in best if entry.found.match.num_found * 2 > most]
+        best = [entry for entry in best if entry.found.match.num_found * 2 > largest.found.match.num_found]
     if len(best) > 1:
         files = [entry.found.name for entry in best]
         root = _root(best[0].found)
         raise UserError(f"{root}: {' and '.join(files)} may all hold the labels; {hide_command(root, files)}")
     return best[0]
+
+
+def _in_parts(files: Sequence[str], root: Path) -> UserError:
+    """Build the error for tables that share the images, with the command that joins them."""
+    free = next((name for name in OWN_TABLES if not (root / name).exists()), "")
+    paths = " ".join(quote(str(root / file)) for file in files)
+    join = f"join them: awk 'FNR > 1 || NR == 1' {paths} > {quote(str(root / free))}" if free else "join them"
+    return UserError(
+        f"{root}: {' and '.join(files)} have the same columns and are about different images; to use all of "
+        f"them, {join}; to use one of them, hide the other: {mv_command(root / files[-1])}"
+    )
+
+
+def _share_images(candidates: Sequence[Candidate]) -> bool:
+    """Return True for CSV files with one header whose rows are different images: labels in several parts."""
+    tables = [entry.found.source.table for entry in candidates]
+    if len({(table.columns, table.delimiter) for table in tables}) > 1 or not tables[0].delimiter.strip(" "):
+        return False
+    if any(file_name(entry.found.name).endswith((".gz", ".zip")) for entry in candidates):
+        return False
+    reached = [{image for images in entry.found.match.images for image in images} for entry in candidates]
+    return len(set().union(*reached)) == sum(map(len, reached))
 
 
 def _root(found: Found):

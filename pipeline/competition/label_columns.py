@@ -13,7 +13,7 @@ from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
 from pipeline.competition.spelling import as_whole, parts_of
 from pipeline.errors import UserError
 from pipeline.tables import Table
-from pipeline.targets.readings import SEPARATORS, split_parts
+from pipeline.targets.readings import SEPARATORS, are_flags, split_parts
 from pipeline.wording import counted, quoted
 
 
@@ -28,6 +28,7 @@ LABEL_NAMES = _words(
 LABEL_FLAG = "--set data.label_column=NAME"
 # added to a column's name: its value
 VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")
+FIRST = 5000  # rows of the sample submission that are read for its labels
 SURE, LIKELY, POSSIBLE = 3, 2, 1  # strength of a choice of label columns
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
 SPLIT_NAMES = tuple(
@@ -325,9 +326,9 @@ def _is_number_column(table: Table, name: str) -> bool:
 
 def _is_zero_one(table: Table, name: str) -> bool:
     position = table.columns.index(name)
-    if any(row[position].strip() not in ZERO_ONE for row in table.cells[:50]):
+    if not are_flags(row[position] for row in table.cells[:50]):
         return False
-    return all(row[position].strip() in ZERO_ONE for row in table.cells)
+    return are_flags({row[position] for row in table.cells})
 
 
 def _names_images(table: Table, name: str, match: Match, index: ImageIndex) -> bool:

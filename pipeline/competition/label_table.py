@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
+from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, without_suffix
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import ZERO_ONE, is_number, split_column
 from pipeline.competition.sources import Source
@@ -79,6 +79,37 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
         left,
         notes,
     )
+
+
+def without_asked_rows(
+    found: Found, name: str, parts: list[str], asked: Sequence[str], all_asked: bool, own_folder: bool
+) -> tuple[Found, list[str], list[str]]:
+    """Drop the rows of ids that are `asked` (by the sample submission) if all have one label (`?`, -1) that
+    no other row has: they are to be predicted.
+
+    `all_asked`: `asked` holds all ids of the sample. `own_folder`: the images to predict have a folder of
+    their own, so that such rows have no image here. Returns the table, the parts of its rows, notes.
+    """
+    table = found.table
+    ids = [without_suffix(cell.strip()) for cell in table.column(found.id_column)]
+    labels = [cell.strip() for cell in table.column(name)]
+    wanted = {without_suffix(text.strip()) for text in asked}
+    held = {label for row_id, label in zip(ids, labels, strict=True) if row_id in wanted}
+    if len(held) != 1 or not wanted <= set(ids):
+        return found, parts, []
+    mark = held.pop()
+    marked = [row for row, label in enumerate(labels) if label == mark]
+    if own_folder and any(found.match.images[row] for row in marked):
+        return found, parts, []
+    if not mark or len(set(labels)) < 3 or (all_asked and len(marked) > len(wanted)):
+        return found, parts, []
+    keep = [row for row, label in enumerate(labels) if label != mark]
+    table = replace(
+        table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)
+    )
+    match = replace(found.match, images=tuple(found.match.images[row] for row in keep))
+    note = f"{counted(len(marked), 'row')} of ids to predict, marked {mark!r}, left out"
+    return replace(found, table=table, match=match), [parts[row] for row in keep] if parts else parts, [note]
 
 
 SKIP_FLAG = "--set data.skip_bad_images=true"

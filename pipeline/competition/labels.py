@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pipeline.competition.class_folders import (
@@ -12,8 +13,16 @@ from pipeline.competition.class_folders import (
     from_folders,
     from_names,
 )
-from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
-from pipeline.competition.ids import LINKED, ImageIndex, link_advice
+from pipeline.competition.folders import (
+    TEXT_SUFFIXES,
+    DataFolder,
+    absent,
+    hide_command,
+    mv_command,
+    plain_name,
+    suffix_of,
+)
+from pipeline.competition.ids import LINKED, SEVERAL_EACH, ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     COVERS,
     Candidate,
@@ -25,11 +34,11 @@ from pipeline.competition.label_candidates import (
     labels_of_folders,
     look_up,
 )
-from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, read_table
+from pipeline.competition.label_columns import FIRST, LABEL_FLAG, Choice, Wanted, choose_labels, unclear
+from pipeline.competition.label_table import Found, Labelled, read_table, without_asked_rows
 from pipeline.competition.long_tables import labels_together, lists_read
 from pipeline.competition.sources import Source, Sources
-from pipeline.competition.spelling import called_as_asked, spelled_as
+from pipeline.competition.spelling import called_as_asked, spelled_as, without_affixes
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
@@ -66,7 +75,8 @@ def read_labelled(
             f"table of labels, though {key} is set",
             "expected train.csv or labels.csv, or the recipe without that key",
         )
-    bases = class_folders(folder)
+    asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
+    bases = class_folders(folder, asked)
     classes = bases[0]
     links = [source for source in sources.of_role("train", "") if source.name != sample_name]
     looked_up, unclear_tables = [], []
@@ -88,7 +98,7 @@ def read_labelled(
             f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}"
         )
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
-        labelled = _from_table(best, index, wanted, classes, label_column, skip_bad, partial)
+        labelled = _from_table(folder, best, index, wanted, classes, label_column, skip_bad, partial)
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         _refuse_unlinked_labels(classes, looked_up, index, wanted)
@@ -104,7 +114,7 @@ def read_labelled(
     elif unclear_tables:
         raise unclear_tables[0]
     else:
-        raise _nothing_usable(folder, classes, named, looked_up, index)
+        raise _nothing_usable(folder, classes, named, looked_up, index, sources)
     linked = best is not None and best.found.match.style is LINKED  # through one of the other tables
     unused = [
         source.name
@@ -114,12 +124,42 @@ def read_labelled(
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
     if labelled.evidence:
-        asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
         labelled.evidence, written = spelled_as(labelled.evidence, asked)
         labelled.evidence, called = called_as_asked(labelled.evidence, wanted.columns)
-        labelled.notes += filter(None, (written, called))
+        if best is not None and classes.plausible and not label_column:
+            _call_as_folders(labelled, classes, asked)
+        labelled.evidence, shortened = without_affixes(labelled.evidence, asked)
+        labelled.notes += filter(None, (written, called, shortened))
     _refuse_one_class(folder, labelled)
     return labelled
+
+
+def _call_as_folders(labelled: Labelled, classes: ClassFolders, asked: Iterable[str]) -> None:
+    """Call the labels of a table as the class folders of their images, where the sample asks for these names
+    and each label has one folder of its own (0 is cat).
+    """
+    evidence, wanted = labelled.evidence, set(asked)
+    if (
+        evidence is None
+        or not evidence.texts
+        or wanted & set(evidence.texts)
+        or not wanted & set(classes.groups)
+    ):
+        return
+    folder_of = {image: name for name, group in classes.groups.items() for image in group}
+    pairs = {
+        (text, folder_of.get(image, ""))
+        for text, images in zip(evidence.texts, labelled.images, strict=True)
+        for image in images
+    }
+    called = dict(pairs)
+    if "" in called.values() or not len(pairs) == len(called) == len(set(called.values())):
+        return
+    first = min(called)
+    labelled.evidence = replace(evidence, texts=tuple(called[text] for text in evidence.texts))
+    labelled.notes.append(
+        f"labels are called as the folders in {classes.where}: {first!r} is {called[first]!r}"
+    )
 
 
 def has_training_data(folder: DataFolder, sources: Sources) -> bool:
@@ -133,7 +173,7 @@ def _refuse_weaker_folders(
     """Raise if the class folders are not in a training folder and a table about their images may hold the
     labels.
     """
-    if classes.base or set(wanted.columns) >= set(classes.groups):
+    if classes.base or classes.bases or set(wanted.columns) >= set(classes.groups):
         return
     for entry in about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
@@ -161,17 +201,22 @@ def _refuse_unlinked_labels(
     classes: ClassFolders, looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
 ) -> None:
     """Raise if a training table has the column that the sample asks for, with other labels than the folders'
-    names, and only its ids lead to no image: the folders are then cameras or sites, not classes.
+    names, and only its ids lead to no image, or each to several: the folders are then cameras or sites, not
+    classes.
     """
     for found in (entry.found for entry in looked_up if entry.found.source.role == "train"):
         asked = [name for name in wanted.columns[:1] if len(wanted.columns) == 1]
         same = [name for name in found.table.columns if plain_name(name) in map(plain_name, asked)]
         labels = {cell.strip() for name in same for cell in found.table.column(name)}
-        if labels and not found.match.num_found and not labels & set(classes.groups):
+        single = found.match.num_found if found.match.style in SEVERAL_EACH else found.match.num_single
+        if labels and not single and not labels & set(classes.groups):
             table, ids = found.table, found.table.column(found.id_column)
+            leads = "no id leads to an image"
+            if several := [images for images in found.match.images if images]:
+                leads = f"each id is the name of several images, such as {listed(several[0])}"
             raise UserError(
                 f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
-                f"{quoted(sorted(labels)[:3])}, but no id leads to an image: ids look like {quoted(ids[:3])} "
+                f"{quoted(sorted(labels)[:3])}, but {leads}: ids look like {quoted(ids[:3])} "
                 f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
                 f"{quoted(index.images[:3])}; {link_advice(found.id_column)}. The "
                 f"folders in {classes.where} have other names ({quoted(list(classes.groups)[:3])}); if they "
@@ -219,6 +264,7 @@ def _table_is_meant(
 
 
 def _from_table(
+    folder: DataFolder,
     best: Candidate,
     index: ImageIndex,
     wanted: Wanted,
@@ -237,15 +283,21 @@ def _from_table(
         if len(best.choice.names) > 1 or best.parts
         else labels_together(best.found, best.choice.names[0], wanted)
     )
+    parts, notes = best.parts, best.notes
     if len(best.choice.names) == 1:
         found = lists_read(found, best.choice.names[0], wanted)
-    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad, partial)
+        all_asked, own_folder = len(wanted.ids) < FIRST, bool(folder.parts.named("test"))
+        found, parts, more = without_asked_rows(
+            found, best.choice.names[0], parts, wanted.ids, all_asked, own_folder
+        )
+        notes = [*notes, *more]
+    labelled = read_table(found, best.choice.names, index, parts, wanted.may_be_empty, skip_bad, partial)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
         labelled.notes.append(
             f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}"
         )
-    labelled.notes += best.notes
+    labelled.notes += notes
     if not label_column:
         _check_agreement(best.found, labelled, classes)
     return labelled
@@ -285,6 +337,7 @@ def _nothing_usable(
     tables: Sequence[Source],
     looked_up: Sequence[LookedUp],
     index: ImageIndex,
+    sources: Sources,
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
     about = [entry.found for entry in looked_up if entry.found.source.role == "train"]
@@ -318,6 +371,20 @@ def _nothing_usable(
             f"with {LABEL_FLAG}): "
         )
         trouble += quoted(name for name in found.table.columns if name != found.id_column)
+    for source in sources.found if not index.images else ():
+        for name in source.table.columns:
+            if (cells := source.table.column(name)) and re.match(r"https?://", cells[0].strip()):
+                trouble += (
+                    f"; the images of {source.name} are not here, only their addresses (column {name!r}, "
+                    f"such as {cells[0].strip()!r}): download each into a folder under the "
+                    "name that ends its address"
+                )
+    unread = [name for name in sources.seen if suffix_of(name) in (".json", *TEXT_SUFFIXES)]
+    if unread:
+        trouble += (
+            f"; {listed(unread)} hold no table that is understood: if the labels are in there, write them "
+            "into train.csv with the columns image,label"
+        )
     return absent(
         folder,
         what,

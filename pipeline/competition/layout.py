@@ -4,6 +4,7 @@ predictions.csv.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,19 @@ from pipeline.competition.other_tasks import (
     refuse_several_questions,
 )
 from pipeline.competition.rows import Competition, Row
-from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
+from pipeline.competition.sample import (
+    check_sample,
+    find_sample,
+    wanted_by,
+    with_row_labels,
+    with_test_folder,
+)
+from pipeline.competition.sample_classes import check_classes
 from pipeline.competition.sources import Source, Sources, read_sources
 from pipeline.competition.spelling import spelled_as
 from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import (
     TestImages,
-    check_classes,
     find_test_images,
     form_of,
     sample_evidence,
@@ -44,6 +51,7 @@ from pipeline.forms.recognise import recognise
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.metrics import find_metric
+from pipeline.targets.readings import is_true
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
 
@@ -102,6 +110,9 @@ def read_layout(
     sources = read_sources(folder, skip=own)
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
+    if sample and not test_index.images:
+        folder = with_test_folder(folder, sample.table)
+        test_index = ImageIndex(folder, folder.of_part("test"))
     sample_id = _sample_id(sample, test_index, folder)
     if sample and sample_id:
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
@@ -127,7 +138,7 @@ def read_layout(
         labelled.taken,
         names,
         required=need != "train" and test_images,
-        label_column=labelled.evidence.column if labelled.evidence else "",
+        label_column=_column_name(labelled),
         group_column=_group_column(labelled),
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
@@ -334,6 +345,12 @@ def _label_names(
     )
 
 
+def _column_name(labelled: Labelled) -> str:
+    """Return the name of the labels' column; empty if a file without a header has none."""
+    name = labelled.evidence.column if labelled.evidence else ""
+    return "" if re.fullmatch(r"column \d+", name) else name
+
+
 def _group_column(labelled: Labelled) -> str:
     found = labelled.found
     return found.id_column if found and any(len(images) > 1 for images in labelled.images) else ""
@@ -347,7 +364,7 @@ def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
         return [target.separator.join(row) for row in evidence.cells]
     names = evidence.columns
     return [
-        target.separator.join(name for name, cell in zip(names, row, strict=True) if cell in ("1", "1.0"))
+        target.separator.join(name for name, cell in zip(names, row, strict=True) if is_true(cell))
         for row in evidence.cells
     ]
 

@@ -28,6 +28,13 @@ BESIDE = _words(
 )
 
 
+# Folders of images without labels, where no folder says train or test and the others are classes
+UNLABELLED = _words(
+    "unlabeled unlabelled evaluation eval private query queries holdout inference predict topredict hidden "
+    "prediction predictions submission"
+)
+
+
 def words_of(name: str) -> list[str]:
     """Split a name into its words, in lower case: `trainLabels_v2.csv` gives train, labels, v, 2, csv."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+|\d+", name)]
@@ -71,6 +78,8 @@ class Parts:
         for name in scans:
             if name and name not in upper:
                 inner[name] = _inner_parts({image.rpartition("/")[0] for image in scans[name].images})
+        if not upper:
+            upper = _unlabelled(scans)
         own = {part for part in upper.values() if part != "val"}
         foreign = {name for name, found in inner.items() if own & set(found.values())}
         several = [name for name, found in inner.items() if "train" in found.values() and name not in foreign]
@@ -96,6 +105,18 @@ class Parts:
     def named(self, part: str) -> list[str]:
         """Return the folders of one part."""
         return [folder for folder, found in self.folders.items() if found == part]
+
+
+def _unlabelled(scans: Mapping[str, Scan]) -> dict[str, str]:
+    """Return the only folder beside two others or more that is called so (`evaluation`) and is flat."""
+    held = [name for name in scans if name and scans[name].images]
+    found = [
+        name
+        for name in held
+        if "".join(word for word in words_of(name) if word not in BESIDE) in UNLABELLED
+        and all(image.count("/") == 1 for image in scans[name].images)
+    ]
+    return {found[0]: "test"} if len(found) == 1 and len(held) > 2 else {}
 
 
 def _inner_parts(folders: Iterable[str]) -> dict[str, str]:

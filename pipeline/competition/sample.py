@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pipeline.competition.folders import (
@@ -16,17 +16,17 @@ from pipeline.competition.folders import (
 )
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex, file_name
-from pipeline.competition.label_columns import Wanted, is_number
+from pipeline.competition.label_columns import FIRST, Wanted, is_number
 from pipeline.competition.parts import HOLD_OUT_FOLDERS, words_of
 from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table, load_table, name_the_ids, repeated_ids, rows_of
-from pipeline.wording import counted, listed, numbered
+from pipeline.wording import counted, listed, numbered, quoted
 
+FEW_ROWS = 20  # most rows of a sample that may be an example of the form alone
 FITS = 0.9  # share of a table's rows that must be test images, for a table with another name
 MAX_ROW_LABELS = 200
-FIRST = 5000  # rows of the sample submission that are read for its labels
 
 
 def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Source | None:
@@ -55,6 +55,27 @@ def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Sour
         return None
     check_sample(chosen[0].table)
     return chosen[0]
+
+
+def with_test_folder(folder: DataFolder, sample: Table) -> DataFolder:
+    """Return the folder with its test part, where no folder is called test: the one whose images are those of
+    the sample submission.
+
+    Unchanged if another number of folders holds nearly these images and no others.
+    """
+    if folder.parts.named("test") or folder.parts.named("train"):
+        return folder
+    tops = [name for name, held in folder.scans.items() if name and held.images]
+    found = []
+    for name in tops:
+        images = [image for image in folder.scans[name].images if folder.parts.of(image) == ""]
+        if FITS * len(images) <= len(sample.cells) and len(images) >= FITS * len(sample.cells):
+            index = ImageIndex(folder, images)
+            found += [name] if _share(sample, index) >= FITS else []
+    if len(found) != 1 or len(tops) < 2:
+        return folder
+    parts = replace(folder.parts, folders={**folder.parts.folders, found[0]: "test"}, _known={})
+    return replace(folder, parts=parts)
 
 
 def check_sample(table: Table) -> None:
@@ -89,6 +110,47 @@ def check_sample_ids(sample: Table, id_column: str) -> None:
     if problems:
         problems += _unnamed(sample)
     raise_all(problems, f"{sample.path}:")
+
+
+def refuse_labelled(folder: DataFolder, sample: Source, id_column: str, taken: Collection[str]) -> None:
+    """Check that the images of a sample without a folder of its own are no labelled ones.
+
+    Raises:
+        UserError: most of its ids name labelled images.
+    """
+    ids = [cell.strip() for cell in sample.table.column(id_column)]
+    match = ImageIndex(folder, sorted(taken)).match(ids)
+    if match.num_found * 2 > len(ids):
+        shown = quoted([images[0] for images in match.images if images][:2])
+        raise UserError(
+            f"{folder.root}: images of {sample.name}, such as {shown}, have labels and no folder of "
+            "their own, so they would be trained on: take their rows out of the table of labels (or "
+            "empty their label cells), or move the images into a folder test/"
+        )
+
+
+def refuse_excerpt(
+    sample: Source, id_column: str, sources: Sources, index: ImageIndex, label_column: str
+) -> None:
+    """Check that a sample of a few rows is not only the beginning of a table of all test images.
+
+    Raises:
+        UserError: its ids are the first ones of such a table, which names twice as many images or more.
+    """
+    ids = [cell.strip() for cell in sample.table.column(id_column)]
+    for source in sources.of_role("test") if len(ids) <= FEW_ROWS else ():
+        for name in source.table.columns:
+            cells = list(dict.fromkeys(cell.strip() for cell in source.table.column(name)))
+            if cells[: len(ids)] != ids or len(cells) < 2 * len(ids):
+                continue
+            if index.match(cells).num_unique < len(cells):
+                continue
+            raise UserError(
+                f"{sample.table.path} has {counted(len(ids), 'row')}, the first ids of {source.name} (column "
+                f"{name!r}), which names {len(cells):,} images: a file of these rows only would be "
+                f"incomplete. Add a row for each id of {source.name} to it (with anything in "
+                f"{label_column!r}); if only these rows are asked for: {mv_command(source.table.path)}"
+            )
 
 
 def _unnamed(sample: Table) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.competition.folders import DataFolder, plain_name
 from pipeline.competition.json_tables import load_json_table
+from pipeline.competition.line_tables import text_table
 from pipeline.competition.parts import words_of
 from pipeline.errors import UserError
 from pipeline.tables import Table, load_table
@@ -16,7 +17,6 @@ TRAIN_TABLES = tuple(
     "train labels label trainlabels trainlabel traininglabels training trainset traindata".split()
 )
 MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of one kind: each probably describes a single image
-MAX_TEXT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -118,33 +118,4 @@ def headerless(table: Table) -> Table:
 def _load(path: Path, kind: str) -> Table | None:
     if kind == "json_files":
         return load_json_table(path)
-    return load_table(path) if kind == "tables" else _text_table(path)
-
-
-def _text_table(path: Path) -> Table | None:
-    """Read lines such as `train/1.jpg 3`, or a table in a .txt file; None for other text."""
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            return None
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    if any(mark in lines[0] for mark in ",;\t") if lines else False:
-        try:
-            table = load_table(path)
-        except UserError:
-            return None
-        return table if len(table.columns) > 1 else None
-    rows = [
-        (tuple(parts), number)
-        for number, line in enumerate(lines, start=1)
-        if (parts := line.rsplit(maxsplit=1))
-    ]
-    if len(rows) < 2 or any(len(parts) != 2 for parts, _ in rows):
-        return None
-    header, *cells = rows
-    if header[0][0] == header[0][1]:
-        return None
-    return Table(
-        path, header[0], tuple(parts for parts, _ in cells), tuple(number for _, number in cells), " ", False
-    )
+    return load_table(path) if kind == "tables" else text_table(path)

@@ -84,6 +84,38 @@ def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[La
     return evidence, ""
 
 
+def without_affixes(evidence: LabelEvidence, asked: Collection[str]) -> tuple[LabelEvidence, str]:
+    """Take from all labels what the sample submission does not write: a number before each (`01_cat`), or one
+    text before or behind all (`cat-samples`), with a note.
+
+    The labels are unchanged (note "") if one of them is asked, or if that does not make every text of `asked`
+    a label. A single number may be a placeholder.
+    """
+    names, wanted = set(evidence.texts), {text.strip() for text in asked if text.strip()}
+    if len(names) < 2 or not wanted or wanted & names or (len(wanted) < 2 and are_numbers(wanted)):
+        return evidence, ""
+    first, text = min(names), min(wanted)
+    ways = [{name: re.sub(r"^\d+[\W_]+", "", name) for name in names}]
+    for before, found, behind in (name.partition(text) for name in sorted(names)):
+        begins, ends = re.fullmatch(r"(.*[\W_])?", before), re.fullmatch(r"([\W_].*)?", behind)
+        if (
+            found
+            and begins
+            and ends
+            and all(name.startswith(before) and name.endswith(behind) for name in names)
+        ):
+            ways.append({name: name[len(before) : len(name) - len(behind)] for name in names})
+    for called in ways:
+        if (
+            wanted <= set(called.values())
+            and len(set(called.values())) == len(names)
+            and all(called.values())
+        ):
+            note = f"labels are called as in the sample submission: {first!r} is {called[first]!r}"
+            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
+    return evidence, ""
+
+
 def other_spellings(values: Iterable[str], names: Collection[str]) -> dict[str, str]:
     """Return value -> the only one of `names` that is this value written in another way.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.competition.folder_columns import in_folders
 from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled, without_suffix
 from pipeline.competition.sources import Source
@@ -222,6 +223,10 @@ def _through(
         column = table.column(other)
         cells = [column[row].strip() for row in rows]
         match = index.match(cells)
+        held = replace(table, cells=tuple(table.cells[row] for row in rows))
+        if parted := in_folders(held, other, match, index):
+            cells = parted[0].column(other)
+            match = index.match(cells)
         if match.num_found < NEARLY * len(cells):
             match = index.match_groups(cells)
             if match.num_found < NEARLY * len(cells):

@@ -156,11 +156,29 @@ def convert(
         UserError: a container is damaged or cut short, or an optional package is missing; or most images hold
             numbers of another kind than those of the earlier conversion.
     """
-    from pipeline.fetch import arrays, bson_files, dicom, hdf5_files, json_bands, pixel_tables, tfrecords
+    from pipeline.fetch import (
+        arrays,
+        bson_files,
+        dicom,
+        encoded_tables,
+        hdf5_files,
+        json_bands,
+        pixel_tables,
+        tfrecords,
+    )
 
     longest = repeated.get(LONGEST, 0) if repeated is not None else wishes.longest
     stage = staged(root, repeated, longest)
-    for reader in (dicom, tfrecords, bson_files, hdf5_files, json_bands, pixel_tables, arrays):
+    for reader in (
+        dicom,
+        tfrecords,
+        bson_files,
+        hdf5_files,
+        json_bands,
+        encoded_tables,
+        pixel_tables,
+        arrays,
+    ):
         reader.convert(stage)
     stage.check_numbers()
     for folder in {path.parent for path in stage.files(("",), gone=True)}:

@@ -120,7 +120,7 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
 def _recognised(stage: Staged, path: Path) -> _Table | None:
     """Return the table at `path` if it holds pixels; a pixel table that cannot be used is noted."""
     try:
-        head = next(_frames(path, HEAD_ROWS, text=True), None)
+        head = next(frames(path, HEAD_ROWS, text=True), None)
     except UserError as error:  # a package is missing
         if not stage.image_names:
             raise
@@ -268,7 +268,12 @@ def _header(path: Path) -> tuple[str, list[str]]:
     ]
 
 
-def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+def frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    """Yield a table some rows at a time. `text`: all cells of a CSV file as text; else all but `pixels`.
+
+    Raises:
+        UserError: pyarrow is needed and missing.
+    """
     if suffix_of(path.name) == ".parquet":
         try:
             import pyarrow.parquet
@@ -336,7 +341,7 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
     count = shape.height * shape.width * (1 if shape.order == "grey" else 3)
     problems: list[str] = []
     try:
-        for frame in _frames(table.path, CHUNK_ROWS, pixels=table.pixels if not table.cell else ()):
+        for frame in frames(table.path, CHUNK_ROWS, pixels=table.pixels if not table.cell else ()):
             try:
                 values = _numbers(frame, table.pixels, table.cell)
                 if values.shape != (len(frame), count) or not np.isfinite(values).all():
