@@ -718,8 +718,13 @@ def test_the_stand_ins_that_are_images_and_tables(tmp_path, evidence):
         ),
     )
     subprocess.run([sys.executable, ZOO, tmp_path, *ids], check=True, capture_output=True)
+    with pytest.raises(
+        UserError, match=r"which number is which class .*--positive-class UERD --metric roc_auc"
+    ):
+        read_layout(tmp_path / ids[0] / "public")
+    named = Asked(kind="multiclass")  # accepts the names of the folders
     for name in ids:
-        competition = read_layout(tmp_path / name / "public")
+        competition = read_layout(tmp_path / name / "public", asked=named if name == ids[0] else Asked())
         answers = (tmp_path / name / "private/answers.csv").read_text().splitlines()
         assert competition.form.row_ids == tuple(line.split(",")[0] for line in answers[1:]), name
         assert len(competition.train) >= 80, name

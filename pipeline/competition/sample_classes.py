@@ -90,7 +90,8 @@ def _number_of_class(sample: SampleEvidence, names: Sequence[str], path: Path) -
         f"classes are called {quoted(names[:3])}: which number is which class is not known; add a table "
         "with a row for each class, such as classes.csv with the columns number,name; or use the numbers as "
         "class names (folders 0, 1, ... or the label column of a table); or accept the class names with "
-        "--target multiclass"
+        "--target multiclass; if it is the probability of one or some of them: --positive-class "
+        f"{names[-1]} --metric roc_auc"
     )
 
 
