@@ -391,3 +391,16 @@ def test_a_sample_that_is_the_beginning_of_the_test_table_is_refused(tmp_path):
     assert competition.form.row_ids == ("50.jpg", "51.jpg") and "8 images" in said(competition)
     write(tmp_path, test="id\n" + "".join(f"{n}.jpg\n" for n in (50, 51, 52)))
     assert len(read_layout(tmp_path).form.row_ids) == 2
+
+
+@pytest.mark.parametrize("name", ["_classes.csv", "metadata.csv"])
+@pytest.mark.parametrize("held_out", [3, 9, 12])
+def test_a_table_in_the_folder_of_validation_images_is_no_part_of_the_labels(tmp_path, name, held_out):
+    for part, numbers in (("train", range(9)), ("valid", range(20, 20 + held_out)), ("test", range(50, 53))):
+        touch(tmp_path, *(f"{part}/{n}.jpg" for n in numbers))
+        rows = "".join(f"{n}.jpg,{','.join(str(int(k == label(n))) for k in NAMES)}\n" for n in numbers)
+        (tmp_path / part / name).write_text("filename, cat, dog, fox\n" + rows)
+    competition = read_layout(tmp_path)
+    assert {row.path.relative_to(tmp_path).parts[0] for row in competition.train} == {"train"}
+    assert len(competition.train) == 9
+    assert [row.id for row in competition.test] == ["50.jpg", "51.jpg", "52.jpg"]

@@ -113,6 +113,7 @@ class Candidate:
     parts: list[str]
     notes: list[str]
     trouble: UserError | None  # why its training and test rows cannot be separated
+    held_out: bool = False  # all its images are in folders of validation images
 
     @property
     def rank(self) -> tuple[int, bool, bool, bool]:
@@ -170,7 +171,8 @@ def find_candidates(
         # A table without the role "train" counts only with a clear label column, or if there is nothing else.
         if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
             continue
-        candidates.append(Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
+        held_out = all(index.part_of(image) == "val" for image in reached)
+        candidates.append(Candidate(found, choice, entry.parts, entry.notes, entry.trouble, held_out))
     if holders and not candidates:
         raise _leads_nowhere(holders[0].found, named[-1], index)
     return candidates
@@ -263,6 +265,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     top = max(entry.rank for entry in candidates)
     best = [entry for entry in candidates if entry.rank == top]
+    best = [entry for entry in best if not entry.held_out] or best
     largest = max(best, key=lambda entry: entry.found.match.num_found)
     parts = [
         entry for entry in best if entry.found.source.table.columns == largest.found.source.table.columns
