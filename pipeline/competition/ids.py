@@ -216,6 +216,15 @@ class ImageIndex:
                 return found
         return Match(NAME, ((),) * len(ids))
 
+    def is_row(self, header: str, ids: Sequence[str]) -> bool:
+        """Return True if the name of a column of ids is an image that none of the ids is: the file has no
+        header.
+        """
+        if not self.match([header]).num_found:
+            return False
+        first, *others = self.match([header, *ids]).images
+        return len(first) == 1 and first not in others and any(others)
+
     def match_numbers(self, ids: Sequence[str]) -> Match:
         """Match numbers that lost their leading zeros, as spreadsheets write them (`7` for `0007.jpg`)."""
         return self._read(ids, NUMBERS)
