@@ -436,7 +436,7 @@ def test_json_lines_end_at_line_ends_only(tmp_path):
 
 
 def test_half_a_character_in_json_is_named_with_its_entry(tmp_path):
-    """Such a text cannot be written: predictions.csv ended with a traceback."""
+    """Such a text cannot be written as UTF-8: write_table ends with a traceback."""
     touch(tmp_path, "train/1.jpg", "train/2.jpg")
     rows = [{"image": "1.jpg", "label": "a"}, {"image": "2.jpg", "label": "\ud83d"}]
     (tmp_path / "train.json").write_text(json.dumps(rows))
