@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 MAX_NAMED = 5  # how many names or rows a message lists before it says "and N more"
 
 
-def capped(problems: Sequence[str], more: str) -> list[str]:
+def capped(problems: Sequence[str], more: str, count: int | None = None) -> list[str]:
     """Return the first problems of one kind, and a last line that counts the others: `7 more ids occur
-    several times`.
+    several times`. `count`: of all problems, where only the first are given.
     """
-    rest = len(problems) - MAX_NAMED
+    rest = (len(problems) if count is None else count) - MAX_NAMED
     return [*problems[:MAX_NAMED], *([f"{rest} more {more}"] if rest > 0 else [])]
 
 

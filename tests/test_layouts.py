@@ -254,6 +254,27 @@ def test_a_list_of_lines_is_a_table_without_a_header(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("test.csv", "8.jpg\n9.jpg\n"), ("test.txt", "8.jpg 0\n9.jpg 1\n")]
+)
+def test_a_table_of_test_images_without_a_header_keeps_its_first_row(tmp_path, name, text):
+    two_classes(tmp_path)
+    (tmp_path / name).write_text(text)
+    competition = read_layout(tmp_path)
+    assert [row.id for row in competition.test] == ["8.jpg", "9.jpg"]
+    assert competition.form.columns == ("id", "label")
+    assert "no header" in said(competition)
+
+
+def test_a_sample_submission_without_a_header_is_refused_with_the_command_that_adds_one(tmp_path):
+    path = two_classes(tmp_path, sample_submission="8.jpg,cat\n9.jpg,cat\n") / "sample_submission.csv"
+    with pytest.raises(UserError) as error:
+        read_layout(tmp_path)
+    assert_says(str(error.value), str(path), "row 1", "'8.jpg'")
+    subprocess.run(["sh", "-c", "{ echo" + str(error.value).partition("{ echo")[2]], check=True)
+    assert [row.id for row in read_layout(tmp_path).test] == ["8.jpg", "9.jpg"]
+
+
 def test_a_table_without_a_header_keeps_its_first_row(tmp_path):
     flat(tmp_path, train="1.jpg,cat\n2.jpg,dog\n3.jpg,cat\n4.jpg,dog\n")
     competition = read_layout(tmp_path)

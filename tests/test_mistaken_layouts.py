@@ -1,9 +1,12 @@
 """Layouts that could be taken for another one: what was read wrongly once, and its neighbours."""
 
+import json
+
 import pytest
 from test_layouts import labels, refusal, said, touch, write
 
 from pipeline.competition.layout import read_layout
+from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked
 
 
@@ -419,3 +422,23 @@ def test_an_id_column_that_is_given_names_the_table(tmp_path):
     assert labels(read_layout(tmp_path, need="train", id_column="name", asked=asked))["b"] == "x"
     text = refusal(tmp_path, need="train", id_column="name", label_column="label", asked=asked)
     assert "meta.csv has the column 'name'" in text and "train.csv the column 'label'" in text
+
+
+def test_json_lines_end_at_line_ends_only(tmp_path):
+    touch(tmp_path, "train/1.jpg", "train/2.jpg")
+    rows = [{"image": "1.jpg", "label": "a\u2028b"}, {"image": "2.jpg", "label": "c"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
+    assert [row.label for row in read_layout(tmp_path, need="train").train] == ["a\u2028b", "c"]
+    (tmp_path / "train.jsonl").write_text(text + "\n\n{", encoding="utf-8")
+    with pytest.raises(UserError, match="row 4 is not valid JSON"):
+        read_layout(tmp_path, need="train")
+
+
+def test_half_a_character_in_json_is_named_with_its_entry(tmp_path):
+    """Such a text cannot be written as UTF-8: write_table ends with a traceback."""
+    touch(tmp_path, "train/1.jpg", "train/2.jpg")
+    rows = [{"image": "1.jpg", "label": "a"}, {"image": "2.jpg", "label": "\ud83d"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="entry 2 holds"):
+        read_layout(tmp_path, need="train")

@@ -187,7 +187,7 @@ def _no_classes(base: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     found = [
         name
         for name in groups
-        if (len(inner[name]) > 1 and inner[name] <= groups.keys() - {name})
+        if (len(inner[name]) > 1 and name not in inner[name] and inner[name] <= groups.keys())
         or (SAMPLES & (words := set(words_of(name))) and words <= SAMPLES | KINDS and len(words) > 1)
     ]
     return found if len(groups) - len(found) > 1 else []

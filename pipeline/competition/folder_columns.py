@@ -18,7 +18,7 @@ def in_folders(table: Table, name: str, match: Match, index: ImageIndex) -> tupl
     """
     if match.style in SEVERAL_EACH or not any(len(images) > 1 for images in match.images):
         return None
-    folders = {step for images in match.images for image in images for step in image.split("/")[:-1]}
+    folders = {step for images in match.different for image in images for step in image.split("/")[:-1]}
     ids = [cell.strip() for cell in table.column(name)]
     found: dict[tuple[tuple[str, ...], ...], tuple[Sequence[str], str]] = {}
     for other in table.columns:

@@ -79,6 +79,7 @@ STYLES = (
     Style("paths in the data folder without extension", without_suffix),
     Style("file names with another extension", _stem, without_suffix),
 )
+DEEPEST = 60  # folders in a path
 ENDS = Style("file names or ends of paths", str)  # of several keys an image
 UPLOADED = r"[0-9a-f]{8}-."  # how names begin that Label Studio gives
 # one id, several images
@@ -104,6 +105,11 @@ class Match:
 
     style: Style
     images: tuple[tuple[str, ...], ...]
+
+    @property
+    def different(self) -> set[tuple[str, ...]]:
+        """The different entries of `images`."""
+        return set({id(found): found for found in self.images}.values())
 
     @property
     def num_unique(self) -> int:
@@ -145,7 +151,8 @@ class Match:
                 f"{len(missing):,} of {counted(len(ids), 'id')} without an image{unread}: "
                 f"{', '.join(shown)}{more}; {advice}"
             )
-        tops = sorted({image.split("/")[0] for row in several for image in self.images[row] if "/" in image})
+        groups = {found for found in self.different if len(found) > 1 and several}
+        tops = sorted({image.split("/")[0] for found in groups for image in found if "/" in image})
         if len(tops) > 1:
             both = " and ".join(f"{name}/" for name in tops)
             return [
@@ -153,11 +160,11 @@ class Match:
                 f"{counted(len(several), 'id')} found in {both}; {hide_command(index.root, tops)}",
             ]
         twice = [
-            f"row {lines[row]}: {ids[row]!r} may be {' or '.join(self.images[row])}: keep one, or write ids "
+            f"row {lines[row]}: {ids[row]!r} may be {_either(self.images[row])}: keep one, or write ids "
             "as paths"
-            for row in several
+            for row in several[: MAX_NAMED + 1]
         ]
-        return problems + capped(twice, "ids may be several images")
+        return problems + capped(twice, "ids may be several images", len(several))
 
 
 class ImageIndex:
@@ -216,6 +223,15 @@ class ImageIndex:
                 return found
         return Match(NAME, ((),) * len(ids))
 
+    def is_row(self, header: str, ids: Sequence[str]) -> bool:
+        """Return True if the name of a column of ids is an image that none of the ids is: the file has no
+        header.
+        """
+        if not self.match([header]).num_found:
+            return False
+        first, *others = self.match([header, *ids]).images
+        return len(first) == 1 and first not in others and any(others)
+
     def match_numbers(self, ids: Sequence[str]) -> Match:
         """Match numbers that lost their leading zeros, as spreadsheets write them (`7` for `0007.jpg`)."""
         return self._read(ids, NUMBERS)
@@ -258,7 +274,8 @@ class ImageIndex:
                 self._keys[style.says] = keys
             match = self._read(ids, style)
             if style is PREFIXES:  # `B03_s1.png` of each plate: `B03` names no image without its plate
-                match = Match(style, tuple(() if _repeats_a_name(found) else found for found in match.images))
+                kept = {images: () if _repeats_a_name(images) else images for images in match.different}
+                match = Match(style, tuple(kept[images] for images in match.images))
             if match.num_found > best.num_found:
                 best = match
         return best
@@ -272,11 +289,12 @@ class ImageIndex:
 
     def _read(self, ids: Sequence[str], style: Style) -> Match:
         keys = self._keys.get(style.says) or self._keys_of(style)
-        found = []
+        found: dict[str, tuple[str, ...]] = {}  # rows of one id share its images: there may be thousands
         for image_id in ids:
-            key = composed(style.of_id(self._as_path(image_id)))
-            found.append(tuple(keys.get(key) or keys.get(key.strip()) or ()))
-        return Match(style, tuple(found))
+            if image_id not in found:
+                key = composed(style.of_id(self._as_path(image_id)))
+                found[image_id] = tuple(keys.get(key) or keys.get(key.strip()) or ())
+        return Match(style, tuple(found[image_id] for image_id in ids))
 
     def _as_path(self, image_id: str) -> str:
         """Return the id with `/` for the backslashes of Windows paths."""
@@ -292,6 +310,11 @@ class ImageIndex:
         return self._keys[style.says]
 
 
+def _either(images: Sequence[str]) -> str:
+    more = f" or {len(images) - MAX_NAMED} more" if len(images) > MAX_NAMED else ""
+    return " or ".join(images[:MAX_NAMED]) + more
+
+
 def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
     """Choose one folder for ids that were found in several. Returns the match and a note (empty: nothing to
     choose).
@@ -300,7 +323,7 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
     others only add a word (`train` beside `trainResized`). If that leaves an id with several images, the
     match is returned unchanged.
     """
-    several = {images for images in match.images if len(images) > 1}
+    several = {images for images in match.different if len(images) > 1}
     if not several or match.style in SEVERAL_EACH:
         return match, ""
     named = {
@@ -351,7 +374,9 @@ def _styles_of_paths(ids: Sequence[str]) -> list[Style]:
     Folders that begin all ids may be those of another machine (`/kaggle/input/x/train/1.jpg`), absent here;
     the last folder of an id must be there.
     """
-    steps = [image_id.split("/")[:-1] for image_id in ids]
+    steps = [image_id.split("/")[:-1] for image_id in ids if image_id.count("/") <= DEEPEST]
+    if len(steps) < len(ids):
+        return []  # such a text is no path, and each beginning of it would be a style
     depths = {len(folders) for folders in steps}
     if depths == {0}:
         return []

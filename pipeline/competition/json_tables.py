@@ -5,6 +5,7 @@ name -> label.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,7 @@ def load_json_table(path: Path) -> Table | None:
         UserError: the file cannot be read, is too large, or is not valid JSON.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GB and is not read")
+        _check_size(path)
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -51,20 +51,27 @@ def load_json_lines(path: Path) -> Table | None:
     The fields of an object inside get its name before theirs: `class-metadata.class-name`.
 
     Raises:
-        UserError: the file cannot be read, or a line of it is not valid JSON.
+        UserError: the file cannot be read, is too large, or a line of it is not valid JSON.
     """
-    rows, lines = [], []
+    rows, lines, number = [], [], 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        _check_size(path)
+        # not splitlines: a text may hold other line ends, such as U+2028
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
                 rows.append(json.loads(line))
                 lines.append(number)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: row {len(lines) + 1} is not valid JSON: {error}") from None
+        raise UserError(f"{path}: row {number} is not valid JSON: {error}") from None
     table = _table(path, [_flat(row) for row in rows]) if _are_rows(rows) else None
     return replace(table, lines=tuple(lines)) if table else None
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GB and is not read")
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +130,13 @@ def _table(path: Path, rows: list[dict[str, Any]]) -> Table | None:
     if not columns:
         return None
     cells = tuple(tuple(_text(row.get(name)) for name in columns) for row in rows)
+    for number, row in enumerate((columns, *cells)):
+        for text in row:
+            if not text.isascii() and re.search("[\ud800-\udfff]", text):
+                raise UserError(
+                    f"{path}: {f'entry {number}' if number else 'a field name'} holds {text!r}, half of a "
+                    "character (a pair of \\u escapes was cut): write the text in full there"
+                )
     return Table(path, tuple(columns), cells, tuple(range(1, len(rows) + 1)), "", False)
 
 

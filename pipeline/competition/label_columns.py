@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import plain_name
@@ -65,12 +65,10 @@ class Wanted:
         """Return the `names` that end ids of the sample, as in `<image>_<label>`; empty if fewer than two
         do.
         """
-        endings = tuple(self.ids)
-        found = [
-            name
-            for name in names
-            if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)
-        ]
+        longest = max(map(len, names), default=0) + 1
+        tails = [text[-longest:] for text in self.ids]
+        endings = {tail[mark.end() :] for tail in tails for mark in re.finditer("[_ -]", tail)}
+        found = [name for name in names if name in endings]
         return found if len(found) > 1 else []
 
 
@@ -187,8 +185,9 @@ def choose_labels(
         ]
         if len(binary) > 1 and not rest:
             return Choice(tuple(binary), LIKELY)
-        related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
-        singular = [name for name in related if any(_is_plural(column, name) for column in wanted.columns)]
+        plain = set(map(plain_name, wanted.columns))
+        related = [name for name in others if _related(plain_name(name), plain)]
+        singular = [name for name in related if f"{plain_name(name)}s" in plain]
         for found in (singular, related, _holding(table, others, wanted)):
             if len(found) == 1:
                 return Choice((found[0],), LIKELY)
@@ -250,13 +249,9 @@ def _is_split(table: Table, name: str) -> bool:
     return plain in SPLIT_NAMES or re.fullmatch(FOLD_NAME, plain) is not None or _holds_parts(table, name)
 
 
-def _related(name: str, column: str) -> bool:
-    one, other = sorted((plain_name(name), plain_name(column)), key=len)
-    return len(one) > 3 and one in other
-
-
-def _is_plural(name: str, of: str) -> bool:
-    return plain_name(name) == plain_name(of) + "s"
+def _related(name: str, columns: Collection[str]) -> bool:
+    """Return True if the plain name is a part of one of `columns` or holds one; three letters are too few."""
+    return any(min(len(name), len(column)) > 3 and (name in column or column in name) for column in columns)
 
 
 def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:

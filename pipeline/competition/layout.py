@@ -30,6 +30,7 @@ from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import (
     check_sample,
     find_sample,
+    refuse_headerless,
     wanted_by,
     with_row_labels,
     with_test_folder,
@@ -230,6 +231,7 @@ def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder
     for index in (test_index, ImageIndex(folder, folder.of_part("train", "val", ""))):
         name, match = find_ids(sample.table, index)
         if match.num_found:
+            refuse_headerless(sample.table, name, index)
             return name
     return sample.table.columns[0]
 

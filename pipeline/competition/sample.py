@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from shlex import quote
 
 from pipeline.competition.folders import (
     ARCHIVE_SUFFIXES,
@@ -110,6 +111,24 @@ def check_sample_ids(sample: Table, id_column: str) -> None:
     if problems:
         problems += _unnamed(sample)
     raise_all(problems, f"{sample.path}:")
+
+
+def refuse_headerless(sample: Table, id_column: str, index: ImageIndex) -> None:
+    """Check that the first line of the sample submission is a header, not a row.
+
+    Raises:
+        UserError: the name of its id column is an image that no row names.
+    """
+    if not index.is_row(id_column, sample.column(id_column)):
+        return
+    advice = "add a first line with the names of its columns, as the competition's page gives them"
+    if len(sample.columns) == 2 and sample.path.suffix.lower() not in (".gz", ".zip"):
+        header, old, new = f"id{sample.delimiter}label", quote(str(sample.path)), quote(f"{sample.path}.new")
+        advice += f", such as: {{ echo {quote(header)}; cat {old}; }} > {new} && mv {new} {old}"
+    raise UserError(
+        f"{sample.path}: row 1 has no names of columns: {id_column!r} is an image to predict, which would "
+        f"get no prediction; {advice}"
+    )
 
 
 def refuse_labelled(folder: DataFolder, sample: Source, id_column: str, taken: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from pipeline.competition.folders import (
 from pipeline.competition.id_columns import find_ids, without_id_name
 from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
 from pipeline.competition.sample import check_sample_ids, refuse_excerpt, refuse_labelled
-from pipeline.competition.sources import Source, Sources
+from pipeline.competition.sources import Source, Sources, headerless
 from pipeline.competition.subjects import Resolved, resolve
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
@@ -231,6 +231,9 @@ def _from_test_table(
                 continue
             try:
                 name, match = find_ids(table, images)
+                if without_header := images.is_row(name, table.column(name)):
+                    table = headerless(table)
+                    name, match = find_ids(table, images)
             except UserError:
                 continue
             match, _ = settled(match, images.part_of)
@@ -239,16 +242,18 @@ def _from_test_table(
             own = [other for other in table.columns if plain_name(other) == "id"]
             name = own[0] if own and len(set(table.column(own[0]))) == len(table.cells) else name
             name = group_column if group_column in table.columns else name
-            together: dict[str, tuple[str, ...]] = {}
+            together: dict[str, list[str]] = {}
             for cell, row in zip(table.column(name), match.images, strict=True):
-                together[cell.strip()] = (*together.get(cell.strip(), ()), *row)
+                together.setdefault(cell.strip(), []).extend(row)
+            name = "id" if without_header else name
             columns = (name, label_column if label_column != name else "label")
             says = f"ids and order from {source.name}, no sample submission: columns {','.join(columns)}"
             notes = [
                 f"ids are {match.style.says}" if len(together) == len(table.cells) else "several images each"
             ]
+            notes += table.notes if without_header else ()
             found[tuple(together)] = TestImages(
-                list(together), list(together.values()), source=says, notes=notes, columns=columns
+                list(together), [*map(tuple, together.values())], source=says, notes=notes, columns=columns
             )
             break
     return next(iter(found.values())) if len(found) == 1 else None
