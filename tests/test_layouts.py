@@ -708,7 +708,7 @@ def test_other_locales_read_right_or_say_what_to_set(tmp_path, locale, utf8):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ZOO.is_file(), reason="the stand-in competitions are not here")
-def test_the_stand_ins_that_are_images_and_tables(tmp_path, evidence):
+def test_the_stand_ins_that_are_images_and_tables(tmp_path):
     ids = (
         *(
             "alaska2-image-steganalysis",
@@ -739,13 +739,15 @@ def test_the_stand_ins_that_are_images_and_tables(tmp_path, evidence):
         ),
     )
     subprocess.run([sys.executable, ZOO, tmp_path, *ids], check=True, capture_output=True)
-    with pytest.raises(
-        UserError, match=r"which number is which class .*--positive-class UERD --metric roc_auc"
-    ):
+    with pytest.raises(UserError, match=r"(?s)'Cover'.*--positive-class NAME"):
         read_layout(tmp_path / ids[0] / "public")
-    named = Asked(kind="multiclass")  # accepts the names of the folders
     for name in ids:
-        competition = read_layout(tmp_path / name / "public", asked=named if name == ids[0] else Asked())
+        grade = [sys.executable, ZOO.with_name("grade.py"), "--flags", name]
+        words = subprocess.run(grade, check=True, capture_output=True, text=True).stdout.split()
+        page = dict(zip(words[::2], words[1::2], strict=True))
+        positive = tuple(filter(None, page.pop("--positive-class", "").split(",")))
+        asked = Asked(page.pop("--metric", None), page.pop("--target", None), positive)
+        competition = read_layout(tmp_path / name / "public", asked=asked)
         answers = (tmp_path / name / "private/answers.csv").read_text().splitlines()
         assert competition.form.row_ids == tuple(line.split(",")[0] for line in answers[1:]), name
         assert len(competition.train) >= 80, name
