@@ -10,11 +10,12 @@ from pipeline.competition.spelling import other_spellings
 from pipeline.competition.test_rows import TestImages, sample_evidence
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
+from pipeline.forms.recognise import column_differences
 from pipeline.tables import Table
 from pipeline.targets.evidence import Asked, SampleEvidence
 from pipeline.targets.readings import are_numbers, split_parts
 from pipeline.targets.target import Target
-from pipeline.wording import counted, nearest, quoted
+from pipeline.wording import nearest, quoted
 
 
 def check_classes(
@@ -36,7 +37,7 @@ def check_classes(
     if not target.is_choice:
         return []
     if len(sample.columns) > 1:
-        raise_all(_column_problems(sample.columns, target.names), f"{path}:")
+        raise_all(column_differences(sample.columns, target.names, all_needed=True), f"{path}:")
         return []
     if form is not None and asked.kind != target.kind and _are_lists_of_numbers(sample, target.names):
         raise _number_of_class(sample, target.names, path)
@@ -115,18 +116,3 @@ def _are_lists_of_numbers(sample: SampleEvidence, class_names: Sequence[str]) ->
     cells = [row[0].split() for row in sample.cells]
     several = any(len(parts) > 1 for parts in cells)
     return several and not are_numbers(class_names) and are_numbers(part for parts in cells for part in parts)
-
-
-def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    extra = [name for name in columns if name not in class_names]
-    missing = [name for name in class_names if name not in columns]
-    problems = [
-        f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}"
-        for name in extra
-    ]
-    if missing:
-        problems.append(
-            f"{counted(len(missing), 'class', 'classes')} of the training data without a column: "
-            f"{quoted(missing)}"
-        )
-    return problems

@@ -301,11 +301,7 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
     Of several labels or numbers a sample may ask for some only.
     """
     names = target.names
-    extra = [name for name in columns if name not in names]
-    missing = []
-    if target.kind not in ("multilabel", "continuous"):
-        missing = [name for name in names if name not in columns]
-    if len(extra) == len(columns) and target.kind != "continuous":
+    if not set(columns) & set(names) and target.kind != "continuous":
         one = ""
         if len(columns) < 4:
             one = f"; if {columns[0]!r} is the label, remove the other columns from the sample"
@@ -313,6 +309,15 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
             f"its columns {quoted(columns)} are none of the classes {quoted(names)}: expected one column, or "
             f"one for each class{one}"
         ]
+    return column_differences(columns, names, all_needed=target.kind not in ("multilabel", "continuous"))
+
+
+def column_differences(columns: Sequence[str], names: Sequence[str], all_needed: bool) -> list[str]:
+    """List the columns of a sample submission that are none of `names`, and with `all_needed` the names
+    without a column.
+    """
+    extra = [name for name in columns if name not in names]
+    missing = [name for name in names if name not in columns] if all_needed else []
     problems = [
         f"the column {name!r} is no class of the training data{nearest(name, missing or names)}"
         for name in extra
