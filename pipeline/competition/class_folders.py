@@ -121,7 +121,6 @@ def _together(found: list[ClassFolders]) -> list[ClassFolders]:
 
 
 def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> ClassFolders:
-    left = ""
     while True:
         groups: dict[str, list[str]] = {}
         loose = []
@@ -137,16 +136,16 @@ def _grouped(base: str, images: Sequence[str], asked: Collection[str] = ()) -> C
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
         base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
-    for name in _no_classes(base, groups):
-        del groups[name]
-        left += f"{', ' if left else ''}{name}/"
-    left += " beside the class folders is no class and is not used" if left else ""
+    notes = []
+    if others := _no_classes(base, groups):
+        groups = {name: group for name, group in groups.items() if name not in others}
+        shown = ", ".join(f"{name}/" for name in others)
+        notes.append(f"{shown} beside the class folders is no class and is not used")
     plain = {name: _without_masks(group) for name, group in groups.items()}
     if masks := sum(map(len, groups.values())) - sum(map(len, plain.values())):
-        groups, left = (
-            plain,
-            "; ".join(filter(None, (left, f"{counted(masks, 'mask')} beside images left out"))),
-        )
+        groups = plain
+        notes.append(f"{counted(masks, 'mask')} beside images left out")
+    left = "; ".join(notes)
     ordered = _in_order(groups)
     if trouble := _versions(base, ordered):
         return ClassFolders(base, ordered, loose, trouble, left)

@@ -309,7 +309,9 @@ def _no_label(
 
 def _with_advice(problems: list[str], advice: str) -> list[str]:
     """Return the problems with the way out: behind a single one, else as the last line."""
-    return [f"{problems[0]} ({advice})"] if len(problems) == 1 else [*problems, *[advice][: len(problems)]]
+    if len(problems) == 1:
+        return [f"{problems[0]} ({advice})"]
+    return [*problems, advice] if problems else []
 
 
 def _empty_cells(labels: Sequence[tuple[str, ...]]) -> list[str]:

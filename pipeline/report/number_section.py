@@ -99,7 +99,7 @@ def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray)
     truth, errors = truth[known], errors[known]
     single = Target("continuous", (target.names[number],))
     pair = truth[:, None], (truth + errors)[:, None]
-    mean = target.center[number] if target.center else float(truth.mean()) if len(truth) else 0.0
+    mean = target.center[number]
     return {
         "name": target.names[number],
         "rmse": evaluate("rmse", single, *pair),

@@ -141,6 +141,8 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
     Raises:
         UserError: the metric is not known, or does not score such a target.
     """
+    import numpy as np
+
     from pipeline.targets.measures import has_both
 
     metric = _scoring(name, target)
@@ -148,7 +150,7 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
         return f"{metric.words} is undefined: there are no rows"
     if metric.name == "top5_accuracy" and target.num_outputs <= metric.k:
         return f"{metric.words} is always 1 with {counted(target.num_outputs, 'class', 'classes')}"
-    if metric.name == "r2" and (truth == truth).sum(axis=0).max() < 2:  # a missing number is NaN
+    if metric.name == "r2" and (~np.isnan(truth)).sum(axis=0).max() < 2:
         return f"{metric.words} is undefined on a single row"
     if metric.name == "pf1" and not truth.any():
         return f"{metric.words} is undefined: no row is positive"

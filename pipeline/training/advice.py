@@ -96,7 +96,7 @@ def mirrored_sides(augmentation: Augmentation, names: Sequence[str]) -> list[str
         (
             (name, lower[other])
             for name in names
-            if (other := re.sub("left", "right", name.lower())) != name.lower() and other in lower
+            if (other := name.lower().replace("left", "right")) != name.lower() and other in lower
         ),
         None,
     )
