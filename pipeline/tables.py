@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import IO, Any
@@ -50,6 +50,12 @@ class Table:
         """Return the cells of the column called `name`, top to bottom."""
         index = self.columns.index(name)
         return [row[index] for row in self.cells]
+
+    def kept(self, rows: Sequence[int]) -> Table:
+        """Return the table with these rows alone, in their order."""
+        return replace(
+            self, cells=tuple(self.cells[row] for row in rows), lines=tuple(self.lines[row] for row in rows)
+        )
 
 
 def load_table(path: Path) -> Table:

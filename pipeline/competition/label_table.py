@@ -55,6 +55,11 @@ class Found:
         """Path of the table in the data folder."""
         return self.source.name
 
+    def kept(self, rows: Sequence[int]) -> Found:
+        """Return the table with these rows alone, and their images."""
+        images = tuple(self.match.images[row] for row in rows)
+        return replace(self, table=self.table.kept(rows), match=replace(self.match, images=images))
+
 
 def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     """Remove rows that the split column marks as test.
@@ -70,15 +75,7 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     says = [f"{counts['val']:,} validate"] if counts["val"] else []
     says += [f"{counts['test']:,} are test rows and do not train"] if counts["test"] else []
     notes = [f"by the column {name!r} {' and '.join(says)}"] if says else []
-    return (
-        replace(
-            table,
-            cells=tuple(table.cells[row] for row in keep),
-            lines=tuple(table.lines[row] for row in keep),
-        ),
-        left,
-        notes,
-    )
+    return table.kept(keep), left, notes
 
 
 def without_asked_rows(
@@ -104,12 +101,8 @@ def without_asked_rows(
     if not mark or len(set(labels)) < 3 or (all_asked and len(marked) > len(wanted)):
         return found, parts, []
     keep = [row for row, label in enumerate(labels) if label != mark]
-    table = replace(
-        table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)
-    )
-    match = replace(found.match, images=tuple(found.match.images[row] for row in keep))
     note = f"{counted(len(marked), 'row')} of ids to predict, marked {mark!r}, left out"
-    return replace(found, table=table, match=match), [parts[row] for row in keep] if parts else parts, [note]
+    return found.kept(keep), [parts[row] for row in keep] if parts else parts, [note]
 
 
 SKIP_FLAG = "--set data.skip_bad_images=true"
@@ -220,16 +213,11 @@ def _without_bare_rows(
     keep = [row for row, is_bad in enumerate(bad) if not is_bad]
     if len(keep) == len(bad) or not keep:
         return found, parts, []
-    table, match = found.table, found.match
     lost = sum(is_bad and no_image for is_bad, no_image in zip(bad, imageless, strict=True))
     why = [f"{lost:,} without an image"] if lost else []
     why += [f"{len(bad) - len(keep) - lost:,} without a label"] if lost < len(bad) - len(keep) else []
     note = f"{counted(len(bad) - len(keep), 'row')} left out: {', '.join(why)}"
-    table = replace(
-        table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)
-    )
-    left = replace(found, table=table, match=replace(match, images=tuple(match.images[row] for row in keep)))
-    return left, [parts[row] for row in keep] if parts else parts, [note]
+    return found.kept(keep), [parts[row] for row in keep] if parts else parts, [note]
 
 
 def _without_missing_texts(found: Found, names: Sequence[str]) -> tuple[Found, dict[str, str], list[str]]:

@@ -186,16 +186,8 @@ def _without_denied(found: Found, column: str) -> Found:
             continue
         keep = [row for row, cell in enumerate(cells) if float(cell)]
         note = f"{counted(len(cells) - len(keep), 'row')} with 0 in {name!r} taken as no label of their image"
-        return replace(
-            found,
-            table=replace(
-                table,
-                cells=tuple(table.cells[row] for row in keep),
-                lines=tuple(table.lines[row] for row in keep),
-                notes=(*table.notes, note),
-            ),
-            match=replace(found.match, images=tuple(found.match.images[row] for row in keep)),
-        )
+        left = found.kept(keep)
+        return replace(left, table=replace(left.table, notes=(*table.notes, note)))
     return found
 
 

@@ -223,8 +223,7 @@ def _through(
         column = table.column(other)
         cells = [column[row].strip() for row in rows]
         match = index.match(cells)
-        held = replace(table, cells=tuple(table.cells[row] for row in rows))
-        if parted := in_folders(held, other, match, index):
+        if parted := in_folders(table.kept(rows), other, match, index):
             cells = parted[0].column(other)
             match = index.match(cells)
         if match.num_found < NEARLY * len(cells):
