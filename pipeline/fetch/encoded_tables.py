@@ -15,7 +15,7 @@ from pipeline.competition.folders import suffix_of
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.pixel_tables import frames
 from pipeline.fetch.pixels import encoded_suffix, new_file
-from pipeline.fetch.staged_rows import Staged, cell_text, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import Staged, cell_text, named_rows, part_of, write_rows
 from pipeline.wording import capped, counted, listed, quoted
 
 ROWS = 200  # read at once
@@ -103,27 +103,19 @@ def _write(stage: Staged, part: str, column: str, others: list[str], paths: list
     raise_all(
         capped(bad, "rows have no image"), f"{shown}: images are missing or damaged, download it again:"
     )
-    place = id_column(stage, others, rows, part)
-    if place is None:
-        names, how = row_ids(stage, part, len(rows))
-        name = stage.id_column if stage.id_column not in others else "image"
-        columns, cells = [name, *others], [[text, *row] for text, row in zip(names, rows, strict=True)]
-    else:
-        names, how, columns, cells = [row[place] for row in rows], f"column {others[place]!r}", others, rows
-    check_names(names, shown)
-    folder = part or paths[0].stem
-    if place is None and (stage.root / folder).exists():
-        folder = paths[0].stem
-    for name, (value, _) in zip(names, _rows(stage, paths, column, others), strict=True):
+    named = named_rows(stage, others, rows, part, paths[0], shown)
+    for name, (value, _) in zip(named.names, _rows(stage, paths, column, others), strict=True):
         data = _decoded(value)
         # an id 7.png is the name of the file
         suffix = "" if suffix_of(name) == encoded_suffix(data) else encoded_suffix(data)
-        with new_file(stage.root / folder / f"{name}{suffix}") as file:
+        with new_file(stage.root / named.folder / f"{name}{suffix}") as file:
             file.write(data)
     for path in paths:
         path.unlink()
-    table = write_rows(stage, part, paths[0].stem, columns, cells) if len(columns) > 1 or part else "none"
+    table = "none"
+    if len(named.columns) > 1 or part:
+        table = write_rows(stage, part, paths[0].stem, named.columns, named.cells)
     stage.notes.append(
-        f"{shown}: {counted(len(names), 'image')} of column {column!r} written into {folder}/ (names: "
-        f"{how}); the other columns: {table}"
+        f"{shown}: {counted(len(rows), 'image')} of column {column!r} written into {named.folder}/ (names: "
+        f"{named.how}); the other columns: {table}"
     )

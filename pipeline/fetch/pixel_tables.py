@@ -22,10 +22,9 @@ from pipeline.fetch.pixels import Shape
 from pipeline.fetch.staged_rows import (
     Staged,
     cell_text,
-    check_names,
     id_column,
+    named_rows,
     part_of,
-    row_ids,
     write_rows,
 )
 from pipeline.wording import capped, counted, listed, numbered
@@ -90,30 +89,19 @@ def convert(stage: Staged) -> None:
 
 
 def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> None:
-    column = id_column(stage, table.others, rows, table.part)
-    if column is None:
-        names, how = row_ids(stage, table.part, len(rows))
-        columns = [stage.id_column if stage.id_column not in table.others else "image", *table.others]
-        cells = [[name, *row] for name, row in zip(names, rows, strict=True)]
-    else:
-        names, how = [row[column] for row in rows], f"column {table.others[column]!r}"
-        columns, cells = table.others, rows
-    check_names(names, stage.shown(table.path))
-    folder, original = table.part or table.path.stem, stage.shown(table.path)
-    # rows of another table may have the same row numbers
-    if column is None and (stage.root / folder).exists():
-        folder = table.path.stem
-    waiting = iter(names)
-    with tqdm(total=len(names), unit="image", desc=original, disable=None) as bar:
+    original = stage.shown(table.path)
+    named = named_rows(stage, table.others, rows, table.part, table.path, original)
+    folder, waiting = stage.root / named.folder, iter(named.names)
+    with tqdm(total=len(rows), unit="image", desc=original, disable=None) as bar:
         for _, values in _chunks(stage, table):
             for row in values:
-                stage.save(rule.apply(table.shape.planes(row)), stage.root / folder / f"{next(waiting)}.png")
+                stage.save(rule.apply(table.shape.planes(row)), folder / f"{next(waiting)}.png")
                 bar.update()
     table.path.unlink()
-    written = write_rows(stage, table.part, table.path.stem, columns, cells)
+    written = write_rows(stage, table.part, table.path.stem, named.columns, named.cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ "
-        f"({table.shape.says}; names: {how}); the other columns: {written}"
+        f"{original}: {counted(len(rows), 'image')} written into {named.folder}/ "
+        f"({table.shape.says}; names: {named.how}); the other columns: {written}"
     )
 
 

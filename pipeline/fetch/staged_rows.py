@@ -225,6 +225,42 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     return [str(number) for number in range(first, first + count)], f"the row number, from {first}{where}"
 
 
+@dataclass(frozen=True)
+class NamedRows:
+    """The rows of a table whose images become files: a name for each, and the table without its images.
+
+    `how`: where the names come from, for messages. `folder`: below the root, for the images.
+    """
+
+    names: Sequence[str]
+    how: str
+    columns: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    folder: str
+
+
+def named_rows(
+    stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]], part: str, path: Path, shown: str
+) -> NamedRows:
+    """Name the rows of the table at `path` (in messages `shown`) by its column of ids; without one as
+    `row_ids` does, in a new first column.
+
+    Raises:
+        UserError: names are repeated, or cannot be file names.
+    """
+    column, folder = id_column(stage, columns, cells, part), part or path.stem
+    if column is None:
+        names, how = row_ids(stage, part, len(cells))
+        columns = [stage.id_column if stage.id_column not in columns else "image", *columns]
+        cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
+        if (stage.root / folder).exists():  # rows of another table may have the same row numbers
+            folder = path.stem
+    else:
+        names, how = [row[column] for row in cells], f"column {columns[column]!r}"
+    check_names(names, shown)
+    return NamedRows(names, how, columns, cells, folder)
+
+
 def _by_number(ids: Sequence[str]) -> list[str] | None:
     """Return ids that differ only in a number, in its order; None for other ids, or numbers with gaps."""
     found = [re.fullmatch(r"(\D*)(\d+)(\D*)", text, re.ASCII) for text in ids]
