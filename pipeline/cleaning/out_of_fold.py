@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.competition.facts import read_facts
-from pipeline.competition.layout import read_layout
+from pipeline.competition.layout import read_for_run
 from pipeline.competition.rows import Row
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array
@@ -18,7 +17,6 @@ from pipeline.folds.assembly import read_oof_table
 from pipeline.run_names import OOF_VALUES
 from pipeline.run_record import RunRecord, read_record
 from pipeline.tables import restored
-from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
 
@@ -81,16 +79,14 @@ def _no_folds(path: Path, record: RunRecord | None) -> str:
 
 
 def _images(record: RunRecord, data_dir: Path) -> dict[str, tuple[Row, ...]]:
-    settings, target, facts = record.data_settings, record.target, read_facts(data_dir)
-    separator = target.separator if target.kind == "multilabel" else None
-    competition = read_layout(
+    settings = record.data_settings
+    competition = read_for_run(
         data_dir,
-        id_column=settings.get("id_column") or facts.id_column,
-        label_column=settings.get("label_column") or facts.label_column,
-        need="train",
+        settings,
+        record.target,
+        record.metric,
         skip_bad_images=bool(settings.get("skip_bad_images")),
         partial_labels=bool(settings.get("partial_labels")),
-        asked=Asked(record.metric, target.kind, target.positive, separator),
     )
     rows: dict[str, list[Row]] = {}
     for row in competition.train:

@@ -5,10 +5,10 @@ predictions.csv.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.competition import corrections, groups
 from pipeline.competition.class_tables import translated
@@ -221,6 +221,34 @@ def read_for_training(
             None if data.groups else data.group_column or facts.group_column, data.groups
         ),
         corrected=corrections.CorrectionFiles(*((data.exclude, data.relabel) if with_corrections else ())),
+    )
+
+
+def read_for_run(
+    data_dir: Path,
+    settings: Mapping[str, Any],
+    target: Target,
+    metric: str | None,
+    *,
+    skip_bad_images: bool,
+    partial_labels: bool,
+) -> Competition:
+    """Read the labelled part of a competition again, as a run with these `data` settings, target and metric
+    read it.
+
+    Raises:
+        UserError: as `read_layout`.
+    """
+    facts = read_facts(data_dir)
+    separator = target.separator if target.kind == "multilabel" else None
+    return read_layout(
+        data_dir,
+        id_column=settings.get("id_column") or facts.id_column,
+        label_column=settings.get("label_column") or facts.label_column,
+        need="train",
+        skip_bad_images=skip_bad_images,
+        partial_labels=partial_labels,
+        asked=Asked(metric, target.kind, target.positive, separator),
     )
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import ranks
-from pipeline.competition.facts import Asked, read_facts
-from pipeline.competition.layout import read_layout
+from pipeline.competition.layout import read_for_run
 from pipeline.competition.rows import Competition, Row, images_digest
 from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError
@@ -136,17 +135,9 @@ def calibration_rows(run: Run, data_dir: Path) -> list[Row]:
 
 
 def _training_rows(run: Run, folder: Path) -> list[Row]:
-    settings, facts = run.record.data_settings if run.record else {}, read_facts(folder)
-    target = run.target
-    separator = target.separator if target.kind == "multilabel" else None
-    competition = read_layout(
-        folder,
-        id_column=settings.get("id_column") or facts.id_column,
-        label_column=settings.get("label_column") or facts.label_column,
-        need="train",
-        skip_bad_images=True,
-        partial_labels=True,
-        asked=Asked(run.metric, target.kind, target.positive, separator),
+    settings = run.record.data_settings if run.record else {}
+    competition = read_for_run(
+        folder, settings, run.target, run.metric, skip_bad_images=True, partial_labels=True
     )
     return list(competition.train)
 
