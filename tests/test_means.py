@@ -4,6 +4,8 @@ a resumed run is the same.
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,3 +122,21 @@ def scored_as_saved(data: Path, run: Path) -> None:
     np.testing.assert_allclose(found, np.load(run / "val_probs.npy"), atol=1e-5)
     best = read_json(run / "run.json")["best"]
     assert best["value"] == pytest.approx(np.mean([row["label"] == row["predicted"] for row in rows]))
+
+
+def test_a_stop_while_the_soup_is_scored_names_the_next_command_and_resumes(
+    data: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def stopped_soup(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return greedy_soup(*given)
+
+    words = told(data, tiny_backbone, tmp_path / "stopped", "checkpoint.keep=soup")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.training.engine.greedy_soup", stopped_soup)
+        with pytest.raises(Interrupted):
+            train.main(words)
+    assert f"next: python inference.py --model {tmp_path / 'stopped'}" in capsys.readouterr().out
+    assert resume(data, tmp_path / "stopped") == 0
+    assert train.main(told(data, tiny_backbone, tmp_path / "whole", "checkpoint.keep=soup")) == 0
+    assert_same(tmp_path / "stopped", tmp_path / "whole")

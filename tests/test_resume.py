@@ -207,6 +207,16 @@ def test_a_changed_recipe_is_refused_with_the_differences_unless_accepted(interr
     ]
 
 
+def test_changes_are_not_stored_where_no_state_can_be_read(interrupted: Path) -> None:
+    start = interrupted / "run" / "state" / "start.json"
+    before = start.read_bytes()
+    for state in start.parent.glob("[0-9]*.pt"):
+        state.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="damaged"):
+        go_on(interrupted, "changed", "--lr", "0.002")
+    assert start.read_bytes() == before
+
+
 def test_an_accepted_weight_decay_reaches_the_optimizer(interrupted: Path) -> None:
     state, _ = StateStore(interrupted / "run" / "state").load()
     assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.0, 0.01}

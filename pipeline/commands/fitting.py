@@ -171,8 +171,8 @@ def begin(
         facts = facts | flags | {"conversion": conversion_of(Path(session.args.data))}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
+        state, damaged = store.load()  # first: changes are accepted only if a state can be read
         start = resumed_run.go_on(session.recipe, schedule, task.split_rows(), session.command, flags)
-        state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:
             print("no state was saved yet: starting from the beginning")

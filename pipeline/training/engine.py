@@ -111,34 +111,24 @@ def fit(
                 f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} "
                 "optimizer steps"
             )
-        while position.epoch < epochs:
-            try:
-                loop.begin_epoch()
-                if prepare is not None and not loop.is_prepared:
-                    loop.prepare(prepare)
-                loop.train_epoch(epochs)
-                report = loop.finish_epoch()
-            except LostImage:  # between two micro-batches or in validation, so the state is consistent
-                if compute.processes.count > 1:
-                    loop.rewind()  # other processes have computed a micro-batch of this turn
-                loop.read_sums()
-                loop.save()
-                raise
-            except Interrupted:
+        try:
+            while position.epoch < epochs:
+                report = loop.epoch(epochs, prepare)
                 with loop.kept.in_place():
-                    on_stop(position)
-                compute.processes.wait_for_all()
-                raise
-            except OtherEnded as error:
-                told = str(error) if error.is_told else other_ended(loop.folder, str(error))
-                raise UserError(told) from None
+                    on_epoch(report)
+                loop.save()
+            if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
+                loop.begin_epoch()
+                loop.prepare(prepare)
+            loop.make_soup(on_soup)
+        except Interrupted:
             with loop.kept.in_place():
-                on_epoch(report)
-            loop.save()
-        if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
-            loop.begin_epoch()
-            loop.prepare(prepare)
-        loop.make_soup(on_soup)
+                on_stop(position)
+            compute.processes.wait_for_all()
+            raise
+        except OtherEnded as error:
+            told = str(error) if error.is_told else other_ended(loop.folder, str(error))
+            raise UserError(told) from None
     return position
 
 
@@ -171,6 +161,21 @@ class _Loop:
         self.trainable = self.kept.trainable
         self.validation = Validation(self.task, self.compute)
         self.last_save = time.monotonic()
+
+    def epoch(self, epochs: int, prepare: Callable[[int, Callable[[], bool]], bool] | None) -> EpochReport:
+        """Train and validate the rest of this epoch. If an image is lost, save what is done."""
+        try:
+            self.begin_epoch()
+            if prepare is not None and not self.is_prepared:
+                self.prepare(prepare)
+            self.train_epoch(epochs)
+            return self.finish_epoch()
+        except LostImage:  # between two micro-batches or in validation, so the state is consistent
+            if self.processes.count > 1:
+                self.rewind()  # other processes have computed a micro-batch of this turn
+            self.read_sums()
+            self.save()
+            raise
 
     def begin_epoch(self) -> None:
         """Set the clock and the sums for this epoch."""
