@@ -14,7 +14,9 @@ from pipeline.tables import Table
 
 def folder_of(images):
     scans = {"": Scan(), "train": Scan(images=images)}
-    return DataFolder(Path("data"), (), (), (), scans, Parts.read(scans))
+    return DataFolder(
+        Path("data"), (), (), (), scans, Parts.read({name: scan.images for name, scan in scans.items()})
+    )
 
 
 def table_of(columns, rows):

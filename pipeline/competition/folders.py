@@ -129,9 +129,8 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
         paths.sort(key=natural_key)
     for found in scans.values():
         _without_twins(found)
-    return DataFolder(
-        root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans)
-    )
+    parts = Parts.read({name: found.images for name, found in scans.items()})
+    return DataFolder(root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, parts)
 
 
 def _check_arrived(root: Path) -> None:

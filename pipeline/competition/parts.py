@@ -5,12 +5,8 @@ competition.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.competition.folders import Scan
 
 FOREIGN = "foreign"  # part of a folder that is a competition of its own
 HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
@@ -71,15 +67,20 @@ class Parts:
     _known: dict[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def read(cls, scans: Mapping[str, Scan]) -> Parts:
-        """Find the parts from the names of all folders that hold images."""
-        upper = {name: part for name in scans if name and scans[name].images and (part := part_of_name(name))}
-        inner: dict[str, dict[str, str]] = {}
-        for name in scans:
-            if name and name not in upper:
-                inner[name] = _inner_parts({image.rpartition("/")[0] for image in scans[name].images})
+    def read(cls, images: Mapping[str, Sequence[str]]) -> Parts:
+        """Find the parts from the names of all folders that hold images.
+
+        `images`: of each folder directly in the data folder, as paths in the data folder.
+        """
+        images = {name: found for name, found in images.items() if name and found}
+        upper = {name: part for name in images if (part := part_of_name(name))}
+        inner = {
+            name: _inner_parts({image.rpartition("/")[0] for image in found})
+            for name, found in images.items()
+            if name not in upper
+        }
         if not upper:
-            upper = _unlabelled(scans)
+            upper = _unlabelled(images)
         own = {part for part in upper.values() if part != "val"}
         foreign = {name for name, found in inner.items() if own & set(found.values())}
         several = [name for name, found in inner.items() if "train" in found.values() and name not in foreign]
@@ -107,16 +108,15 @@ class Parts:
         return [folder for folder, found in self.folders.items() if found == part]
 
 
-def _unlabelled(scans: Mapping[str, Scan]) -> dict[str, str]:
+def _unlabelled(images: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the only folder beside two others or more that is called so (`evaluation`) and is flat."""
-    held = [name for name in scans if name and scans[name].images]
     found = [
         name
-        for name in held
+        for name, own in images.items()
         if "".join(word for word in words_of(name) if word not in BESIDE) in UNLABELLED
-        and all(image.count("/") == 1 for image in scans[name].images)
+        and all(image.count("/") == 1 for image in own)
     ]
-    return {found[0]: "test"} if len(found) == 1 and len(held) > 2 else {}
+    return {found[0]: "test"} if len(found) == 1 and len(images) > 2 else {}
 
 
 def _inner_parts(folders: Iterable[str]) -> dict[str, str]:
