@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,28 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.training.advice import FloorWatch, Watch
     from pipeline.training.checkpoint import StateStore
     from pipeline.training.compute import Compute
+    from pipeline.training.features import Features
+    from pipeline.training.keeping import Keeping
     from pipeline.training.position import Position
     from pipeline.training.record import Recorder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is decided and printed before anything is written.
+
+    `step`: how a training step is computed, as in run.json. `features`: those that the head alone is trained
+    on, or None if each step runs the whole model. `shared_out`: each process holds a part of the weights.
+    `baseline`: the validation score of a constant prediction.
+    """
+
+    schedule: dict[str, Any]
+    micro_batch_size: int
+    keep: Keeping
+    features: Features | None
+    shared_out: bool
+    step: dict[str, Any]
+    baseline: Baseline | None
 
 
 def train(session: Session, build: Build, compute: Compute) -> int:
@@ -44,36 +64,19 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     """
     import torch
 
-    from pipeline.training.advice import FloorWatch, Watch
-    from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
-    from pipeline.training.features import Features, HeadTask
-    from pipeline.training.keeping import keeping
-    from pipeline.training.means import Means
-    from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
+    from pipeline.training.features import Features
+    from pipeline.training.optim import epochs_of
     from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
-    from pipeline.training.sharding import Turns, is_shared_out, shard
+    from pipeline.training.sharding import shard
 
-    args, recipe, task = session.args, session.recipe, build.task
+    recipe, task, processes = session.recipe, build.task, compute.processes
     check_floor(session, build)
-    schedule = plan_schedule(recipe, task.num_train)
-    is_first, count = compute.processes.rank == 0, compute.processes.count
-    features, why = features_once(session, build, compute)
-    forecast = announce(session, build, compute, schedule, head_alone=features is not None)
-    micro_batch_size = forecast.micro_batch_size
-    print(f"  {why}\n" if why else "", end="")
-    keep = keeping(recipe.checkpoint.keep, task.num_scored, recipe.checkpoint.average_last)
-    print(f"  {keep.words}: {keep.why}")
-    shared_out = is_shared_out(recipe, compute.processes)
-    if features is not None:
-        step = {"attention": "fused", "compiled": False, "features": True}
-    elif shared_out:
-        step = {"attention": "fused", "compiled": False}
-    else:
-        step = choose_step_together(session, build, compute, schedule, forecast)
-    if args.dry_run:
-        if shared_out:
+    setup = set_up(session, build, compute)
+    schedule, micro_batch_size, step = setup.schedule, setup.micro_batch_size, setup.step
+    if session.args.dry_run:
+        if setup.shared_out:
             compute = shard(task.model, compute)
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
@@ -84,56 +87,123 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         task.save,
         task.write_validation,
         (f"train_{task.train_score}", task.best_metric),
-        keep.record(),
+        setup.keep.record(),
         epochs_of(schedule),
     )
-    baseline = task.baseline()
+    baseline = setup.baseline
     facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
-    frozen = features or (Features(task, compute) if recipe.task == "classification" else None)
+    frozen = setup.features or (Features(task, compute) if recipe.task == "classification" else None)
     if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
         facts["floor"] = floor
-    start, store, state = (
-        begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
-    )
-    compute.processes.wait_for_all()  # before the first process writes a state
+    if processes.rank == 0:
+        start, store, state = begin(session, build, recorder, schedule, step, facts)
+    else:
+        start, store, state = begin_beside(session)
+    processes.wait_for_all()  # before the first process writes a state
     if recipe.head.init == "probe" and state is None:
         start_from_probe(build, compute, frozen, micro_batch_size)
-    if shared_out:  # after the first process has saved the weights the run begins with
+    if setup.shared_out:  # after the first process has saved the weights the run begins with
         compute = shard(task.model, compute)
+    last = fit_task(session, build, compute, setup, recorder, store, state)
+    part()
+    if processes.rank == 0:
+        ran = {"schedule": schedule, **step, "processes": processes.count, "threads": torch.get_num_threads()}
+        ran |= start
+        ran |= {"floor": facts["floor"]} if "floor" in facts else {}
+        finish(session, build, replace(compute, processes=ALONE), recorder, last, baseline, ran)
+    return 0
+
+
+def set_up(session: Session, build: Build, compute: Compute) -> Setup:
+    """Print the summary of the run, and decide how it is trained.
+
+    Raises:
+        UserError: it does not fit in memory or on the disk, or `compile: true` fails.
+    """
+    from pipeline.training.keeping import keeping
+    from pipeline.training.optim import plan_schedule
+    from pipeline.training.sharding import is_shared_out
+
+    recipe, task = session.recipe, build.task
+    schedule = plan_schedule(recipe, task.num_train)
+    features, why = features_once(session, build, compute)
+    forecast = announce(session, build, compute, schedule, head_alone=features is not None)
+    print(f"  {why}\n" if why else "", end="")
+    keep = keeping(recipe.checkpoint.keep, task.num_scored, recipe.checkpoint.average_last)
+    print(f"  {keep.words}: {keep.why}")
+    shared_out = is_shared_out(recipe, compute.processes)
+    if features is not None:
+        step = {"attention": "fused", "compiled": False, "features": True}
+    elif shared_out:
+        step = {"attention": "fused", "compiled": False}
+    else:
+        step = choose_step_together(session, build, compute, schedule, forecast)
+    return Setup(schedule, forecast.micro_batch_size, keep, features, shared_out, step, task.baseline())
+
+
+def fit_task(
+    session: Session,
+    build: Build,
+    compute: Compute,
+    setup: Setup,
+    recorder: Recorder,
+    store: StateStore,
+    state: dict[str, Any] | None,
+) -> Position:
+    """Train to the last epoch, from `state` or from the start; the first process writes files.
+
+    Return the final position.
+
+    Raises:
+        UserError, Interrupted: as `pipeline.training.engine.fit`.
+    """
+    from pipeline.training.advice import FloorWatch, Watch
+    from pipeline.training.engine import fit
+    from pipeline.training.features import HeadTask
+    from pipeline.training.means import Means
+    from pipeline.training.optim import build_optimizer, epochs_of
+    from pipeline.training.sharding import Turns
+
+    args, recipe, task = session.args, session.recipe, build.task
+    features, schedule = setup.features, setup.schedule
+    if features:
+        trained = HeadTask(task, features)
+    elif setup.shared_out:
+        trained = Turns(task, compute.processes)
+    else:
+        trained = task
+    writing: dict[str, Callable[[Any], None]] = {}
+    if compute.processes.rank == 0:
+        watches = (
+            Watch(setup.baseline, task.best_metric, task.higher_is_better, task.num_scored, schedule),
+            FloorWatch(task.floor(), task.best_metric, recipe, schedule, setup.keep.last),
+        )
+        writing = {
+            "on_epoch": recorder_with_page(recorder, session.output, watches),
+            "on_soup": recorder.soup,
+            "on_stop": partial(leave_usable, session, recorder, schedule),
+        }
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     spent = (time.perf_counter() - session.started) / 60  # --max-minutes is for the whole command
-    watches = (
-        Watch(baseline, task.best_metric, task.higher_is_better, task.num_scored, schedule),
-        FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
-    )
-    last = fit(
-        HeadTask(task, features) if features else Turns(task, compute.processes) if shared_out else task,
+    return fit(
+        trained,
         optimizer,
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output, watches) if is_first else lambda report: None,
         epochs=epochs_of(schedule),
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=setup.micro_batch_size,
         seed=recipe.seed,
         sums=recipe.gradient_sum,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         save_minutes=recipe.checkpoint.every_minutes,
         max_minutes=None if args.max_minutes is None else max(args.max_minutes - spent, 0),
-        keep_last=keep.last,
+        keep_last=setup.keep.last,
         means=Means.of(recipe),
-        on_soup=recorder.soup if is_first else lambda soup: None,
         state=state,
-        on_stop=partial(leave_usable, session, recorder, schedule) if is_first else lambda position: None,
         prepare=features.ready if features else None,
+        **writing,
     )
-    part()
-    if not is_first:
-        return 0
-    ran = {"schedule": schedule, **step, "processes": count, "threads": torch.get_num_threads(), **start}
-    ran |= {"floor": facts["floor"]} if "floor" in facts else {}
-    finish(session, build, replace(compute, processes=ALONE), recorder, last, baseline, ran)
-    return 0
 
 
 def begin(

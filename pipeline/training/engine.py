@@ -58,7 +58,7 @@ def fit(
     schedule: dict[str, Any],
     compute: Compute,
     store: StateStore,
-    on_epoch: Callable[[EpochReport], None],
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
     *,
     epochs: int,
     micro_batch_size: int,
