@@ -5,6 +5,7 @@ used by the public commands.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     ConvNextV2Config,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
     Dinov2Config,
+    DINOv3ViTConfig,
     ResNetConfig,
+    Siglip2Config,
     SiglipConfig,
     TimmWrapperConfig,
 )
@@ -79,6 +84,7 @@ CONFIGS = {
     "timm-vit": lambda: timm_config("vit_tiny_patch16_224", **TIMM_VIT),
     "timm-eva02": lambda: timm_config("eva02_base_patch14_448", **TIMM_VIT),
     "timm-eva02-fused": lambda: timm_config("eva02_tiny_patch14_224", **TIMM_VIT),
+    "timm-dinov3": lambda: timm_config("vit_small_patch16_dinov3", **TIMM_VIT),
     "timm-convnextv2": lambda: timm_config("convnextv2_base", dims=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
     "timm-swin": lambda: timm_config(
         "swin_tiny_patch4_window7_224",
@@ -150,6 +156,10 @@ ROADS = {
     "timm-vit-other-size": (
         "timm-vit",
         ["--lora-rank", "2", "--image-size", "48", "--set", "lora.targets=[qkv,fc2]"],
+    ),
+    "timm-dinov3-other-size": (
+        "timm-dinov3",
+        ["--lora-rank", "2", "--image-size", "48", "--set", "lora.targets=[qkv]"],
     ),
 }
 
@@ -270,6 +280,7 @@ ROLES_OF = {
     "timm-vit": ("qkv", "output", "fc1", "fc2"),
     "timm-eva02": ("query", "key", "value", "output", "gate", "fc1", "fc2"),
     "timm-eva02-fused": ("output", "fc1", "fc2"),
+    "timm-dinov3": ("qkv", "output", "fc1", "fc2"),
     "timm-convnextv2": ("fc1", "fc2"),
     "timm-swin": ("qkv", "output", "fc1", "fc2"),
 }
@@ -332,6 +343,28 @@ def test_roles_an_architecture_does_not_have(kind: str, roles: tuple[str, ...], 
     assert message in str(caught.value)
 
 
+SMALL = {"hidden_size": 384, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 6}
+CANNOT_CLASSIFY = {
+    "dinov3_vit": (DINOv3ViTConfig(**SMALL), "--backbone timm/vit_small_patch16_dinov3.lvd1689m"),
+    "siglip2": (Siglip2Config(vision_config=SMALL), "google/siglip2-base-patch16-224"),
+}
+
+
+@pytest.mark.parametrize("kind", CANNOT_CLASSIFY)
+def test_an_architecture_that_cannot_classify_images_names_another(kind: str, tmp_path: Path) -> None:
+    config, other = CANNOT_CLASSIFY[kind]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"architecture {kind}\b.*{re.escape(other)}"):
+        load_backbone(str(tmp_path), NAMES)
+
+
+def test_a_checkpoint_with_two_heads_is_refused(tmp_path: Path) -> None:
+    config = DeiTConfig(**SMALL, num_labels=5)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"two heads .*cls_classifier, distillation_classifier"):
+        load_backbone(str(tmp_path), NAMES)
+
+
 # ---- timm
 
 
@@ -375,12 +408,13 @@ def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
         assert (backbone.model.eval()(pixel_values=ours).logits - model(theirs)).abs().max() < 1e-5
 
 
-def test_a_timm_checkpoint_without_a_head(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_a_timm_checkpoint_without_a_head(architecture: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TIMM_VIT)
+    model = timm.create_model(architecture, num_classes=0, **TIMM_VIT)
     rule = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 0}
     config = {
-        "architecture": "vit_tiny_patch16_224",
+        "architecture": architecture,
         "num_classes": 0,
         "model_args": TIMM_VIT,
         "pretrained_cfg": rule,
@@ -389,7 +423,8 @@ def test_a_timm_checkpoint_without_a_head(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     backbone = load_backbone(str(tmp_path), NAMES)
     assert backbone.new_head and logits(backbone.model).shape == (2, 3)
-    assert torch.equal(backbone.model.timm_model.pos_embed, model.pos_embed)
+    loaded = backbone.model.timm_model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)

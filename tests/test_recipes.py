@@ -62,6 +62,9 @@ HUB_CONFIGS: dict[str, Callable[..., Any]] = {
     "timm/eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": lambda **k: TimmWrapperConfig(
         architecture="eva02_large_patch14_448", **k
     ),
+    "timm/vit_large_patch16_dinov3.lvd1689m": lambda **k: TimmWrapperConfig(
+        architecture="vit_large_patch16_dinov3", **k
+    ),
 }
 # Recipe: classes, parameters of the model, trainable ones. "report": printed there, or its number with the
 # head exchanged. "timm": the sum over timm's own implementation of the same architecture, num_classes as
@@ -93,6 +96,8 @@ EXPECTED = {
     "dinov2-large": (200, 304_778_440, 304_778_440),
     "dinov2-large-lora": (200, 304_778_440, 1_982_664),  # layers: 24 x 2 x 16 x (1024 + 1024) + 409,800
     "convnextv2-base-384": (200, 87_897_800, 87_897_800),  # timm convnextv2_base; layers
+    # Layers: 24 x (12 x 1,024^2 + 12,288) + 787,456 (patches) + 5,120 (tokens) + 2,048 (norm) + 205,000
+    "dinov3-large-lora": (200, 303_284_424, 1_777_864),  # layers: 24 x 16 x (1024 + 3072) + 205,000
     "eva02-large-448-lora": (200, 304_260_232, 1_777_864),  # layers: 24 x 2 x 16 x (1024 + 1024) + 205,000
 }
 

@@ -20,7 +20,13 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models import timm_checkpoints
-from pipeline.models.checkpoint_config import load_config, native_size, preprocessing_of, unloadable
+from pipeline.models.checkpoint_config import (
+    check_classifier,
+    load_config,
+    native_size,
+    preprocessing_of,
+    unloadable,
+)
 from pipeline.models.model_size import check_size
 
 # Weights that a classifier does not use: masked-image modelling, poolers, computed tables.
@@ -68,6 +74,7 @@ def load_backbone(
         config = AutoConfig.for_model(**architecture)
     else:
         config = load_config(source)
+        check_classifier(source, config)
     if drop_path is not None:
         _set_drop_path(config, drop_path)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
@@ -119,6 +126,8 @@ def save_backbone(
 
     Plain from_pretrained loads them. Each file is written completely or not at all.
     """
+    if isinstance(preprocessing, Preprocessing) and model.config.model_type == timm_checkpoints.MODEL_TYPE:
+        timm_checkpoints.store_size(model.config, preprocessing)
     with filling(folder) as temporary:
         dtype = next(iter(state_dict.values())).dtype  # save_pretrained may empty the dictionary
         model.save_pretrained(temporary, state_dict=state_dict)
@@ -134,8 +143,9 @@ def head_name(model: nn.Module) -> str:
         UserError: the model has no such layer under a known name.
     """
     candidates = ["classifier", "classifier.1", "head", "fc"]
-    if hasattr(model, "timm_model"):  # timm's config names the head; two heads (a tuple) are not supported
-        candidates = [f"timm_model.{model.timm_model.pretrained_cfg['classifier']}"]
+    if hasattr(model, "timm_model"):  # timm's config names the head
+        named = model.timm_model.pretrained_cfg["classifier"]
+        candidates = [f"timm_model.{named}"] if isinstance(named, str) else []
     for name in candidates:
         try:
             module = model.get_submodule(name)
@@ -145,7 +155,8 @@ def head_name(model: nn.Module) -> str:
             return name
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     raise UserError(
-        f"{type(model).__name__}: no classification head with a known name; its last linear layers: "
+        f"{type(model).__name__}: no classification head with a known name, or two heads (distilled "
+        f"checkpoints have them; use one that is not distilled); its last linear layers: "
         f"{', '.join(linear[-3:])}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import huggingface_hub
 import transformers
 from huggingface_hub import constants
-from transformers import AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import cached_file
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
@@ -105,6 +106,41 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
     return preprocessing
 
 
+# Hidden size -> timm's name for this DINOv3
+DINOV3_SIZES = {384: "small", 768: "base", 1024: "large", 1280: "huge_plus", 4096: "7b"}
+
+
+def check_classifier(source: str, config: Any) -> None:
+    """Refuse the checkpoint at `source` if its architecture cannot classify images here.
+
+    Raises:
+        UserError: transformers has no classifier of this architecture, or it does not take whole images.
+    """
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if found is None:
+        other = "use another checkpoint"
+        if config.model_type.startswith("dinov3"):
+            other = dinov3_in_timm(DINOV3_SIZES.get(getattr(config, "hidden_size", 0), "large"))
+        raise UserError(
+            f"--backbone {source}: transformers {transformers.__version__} has no image classifier of the "
+            f"architecture {config.model_type}; {other}"
+        )
+    takes = inspect.signature((found[0] if isinstance(found, tuple) else found).forward).parameters
+    if "pixel_values" not in takes or "pixel_attention_mask" in takes:
+        raise UserError(
+            f"--backbone {source}: the architecture {config.model_type} does not take images of one size; "
+            "use another checkpoint, such as google/siglip2-base-patch16-224 (not naflex)"
+        )
+
+
+def dinov3_in_timm(size: str) -> str:
+    """Return how to use DINOv3, which transformers cannot classify with."""
+    return (
+        f"timm has DINOv3's weights: --backbone timm/vit_{size}_patch16_dinov3.lvd1689m --set "
+        "lora.targets=[qkv] (`python -m pip install -c constraints.txt timm`)"
+    )
+
+
 def native_size(config: Any) -> int | None:
     """Return the image size in pixels in a checkpoint's config; None if it does not say."""
     if config.model_type == timm_checkpoints.MODEL_TYPE:
@@ -135,6 +171,7 @@ def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserEr
         f"{first_sentence[:200]}\n"
         "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone "
         "finetuned_model/model_beit"
+        + (f"\nNote: {dinov3_in_timm('large')}" if source.startswith("facebook/dinov3") else "")
     )
 
 

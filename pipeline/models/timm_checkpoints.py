@@ -46,6 +46,14 @@ def preprocessing_in(config: Any) -> Preprocessing:
     )
 
 
+def store_size(config: Any, preprocessing: Preprocessing) -> None:
+    """Write the image size of `preprocessing` into `config`, where transformers' AutoImageProcessor reads
+    it.
+    """
+    size = [3, preprocessing.height, preprocessing.width]
+    config.pretrained_cfg = (getattr(config, "pretrained_cfg", None) or {}) | {"input_size": size}
+
+
 def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
     """Set up `config` for square inputs of each of `image_sizes` pixels.
 
