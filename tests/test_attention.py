@@ -198,9 +198,68 @@ def test_without_attention_over_the_image_it_is_grad_cam(kind: str, shape: tuple
     assert maps.gradient.shape == shape and maps.gradient.min() >= 0
 
 
-def test_a_model_that_shows_nothing_is_refused_in_words() -> None:
-    model = tiny("vit")
-    model.config.model_type = "timm_wrapper"
+def of_timm(architecture: str, **model_args) -> transformers.PreTrainedModel:
+    pytest.importorskip("timm")
+    rule = {"input_size": [3, 32, 32]}
+    config = transformers.TimmWrapperConfig(
+        architecture=architecture, model_args=model_args, num_labels=3, pretrained_cfg=rule
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForImageClassification.from_config(config).eval()
+
+
+TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+NAMES = (
+    *(("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("cls_token", "embeddings.cls_token")),
+    *(("pos_embed", "embeddings.position_embeddings"), ("blocks.", "layers."), ("norm1", "layernorm_before")),
+    *(("norm2", "layernorm_after"), ("attn.proj", "attention.o_proj"), ("attn.", "attention.")),
+)
+
+
+def in_transformers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of timm's ViT under transformers' names."""
+    renamed = {}
+    for name, weight in weights.items():
+        for old, new in NAMES:
+            name = name.replace(old, new)
+        if name.startswith("norm."):
+            name = f"layer{name}"
+        name = name.replace("head.", "classifier.") if name.startswith("head.") else f"vit.{name}"
+        if ".qkv." in name:
+            parts = zip("qkv", weight.chunk(3), strict=True)
+            renamed |= {name.replace("qkv", f"{role}_proj"): part for role, part in parts}
+        else:
+            renamed[name] = weight
+    return renamed
+
+
+def test_maps_of_timms_vit_are_those_of_transformers_with_the_same_weights() -> None:
+    ours = of_timm("vit_tiny_patch16_224", **TIMM_VIT, mlp_ratio=2)
+    with torch.no_grad():
+        for weight in ours.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+    theirs = tiny("vit")
+    theirs.load_state_dict(in_transformers(ours.timm_model.state_dict()))
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    maps, expected = attention_maps(ours, ours, pixels), attention_maps(theirs, theirs, pixels)
+    np.testing.assert_allclose(maps.logits, expected.logits, atol=1e-4)
+    for name in ("heads", "mean", "rollout", "gradient"):
+        np.testing.assert_allclose(getattr(maps, name), getattr(expected, name), rtol=1e-3, atol=1e-6)
+    assert maps.reads_class_token and all(layer.attn.fused_attn for layer in ours.timm_model.blocks)
+
+
+def test_dinov3_reads_its_patches_behind_five_other_tokens() -> None:
+    model = of_timm("vit_small_patch16_dinov3", **TIMM_VIT)
+    maps = attention_maps(model, model, torch.randn(1, 3, 32, 48))
+    assert not maps.reads_class_token and maps.heads.shape == (2, 4, 6)
+    assert 0 < maps.mean.sum() < 1  # the rest goes to the class token and four registers
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "vit_base_patch16_siglip_224", "convnext_atto"])
+def test_a_model_that_shows_nothing_is_refused_in_words(architecture: str) -> None:
+    model = of_timm(architecture, **(TIMM_VIT if "vit" in architecture else {}))
     with pytest.raises(UserError, match="Maps work for BEiT, ViT"):
         attention_maps(model, model, torch.zeros(1, 3, 32, 32))
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.models.timm_checkpoints import MODEL_TYPE
 
 MAX_SPECIAL_TOKENS = 8  # class, distillation and register tokens before the patches
 
@@ -52,19 +53,13 @@ def attention_maps(
     Raises:
         UserError: the architecture has neither attention over all patches nor a feature map.
     """
-    if model.config.model_type == "timm_wrapper":
-        raise _nothing_to_show(model)
     model.eval()
     pixel_values = pixel_values.detach().requires_grad_(True)  # builds a graph even if all weights are frozen
-    with torch.enable_grad(), _eager(model):
-        # Older ConvNeXts do not accept output_attentions
-        attends = any("Attention" in type(module).__name__ for module in model.modules())
-        flags = {"output_attentions": True} if attends else {}
-        output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
+    with torch.enable_grad():
+        output, layers = (_timm_pass if _is_timm(model) else _pass)(model, forward, pixel_values)
         logits = output.logits[0].detach().float().cpu().numpy()
         predicted = int(logits.argmax())
         rows, columns = _grid(model, pixel_values)
-        layers = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
         if not _sees_everything(layers, rows * columns):
             gradient = _grad_cam(model, output, output.logits[0, predicted])
             return AttentionMaps(None, None, None, gradient, False, predicted, logits)
@@ -89,6 +84,44 @@ def attention_maps(
         predicted=predicted,
         logits=logits,
     )
+
+
+def _pass(
+    model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor
+) -> tuple[Any, list[torch.Tensor]]:
+    """Return the output of one pass, and the attention of each layer: (1, heads, tokens, tokens)."""
+    # Older ConvNeXts do not accept output_attentions
+    attends = any("Attention" in type(module).__name__ for module in model.modules())
+    flags = {"output_attentions": True} if attends else {}
+    with _eager(model):
+        output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
+    return output, [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
+
+
+def _timm_pass(
+    model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor
+) -> tuple[Any, list[torch.Tensor]]:
+    """Return the same for timm's models, whose dropout module is given the attention if nothing is fused.
+
+    Only where the head reads the class token or the average of the patches.
+    """
+    if getattr(model.timm_model, "global_pool", None) not in ("token", "avg"):
+        raise _nothing_to_show(model)
+    found: list[torch.Tensor] = []
+    layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    fused = [layer.fused_attn for layer in layers]
+    hooks = [
+        layer.attn_drop.register_forward_pre_hook(lambda _module, given: found.append(given[0]))
+        for layer in layers
+    ]
+    for layer in layers:
+        layer.fused_attn = False
+    try:
+        return forward(pixel_values=pixel_values), found
+    finally:
+        for layer, hook, was in zip(layers, hooks, fused, strict=True):
+            hook.remove()
+            layer.fused_attn = was
 
 
 def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -125,6 +158,8 @@ def _reading(model: nn.Module, tokens: int, first_patch: int) -> torch.Tensor:
     patches[first_patch:] = 1 / (tokens - first_patch)
     first = torch.zeros(tokens)
     first[0] = 1
+    if _is_timm(model):
+        return patches if model.timm_model.global_pool == "avg" else first
     if model.config.model_type.startswith("dinov2"):
         return (first + patches) / 2
     return patches if getattr(model.config, "use_mean_pooling", False) else first
@@ -168,17 +203,22 @@ def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
     raise _nothing_to_show(model)
 
 
+def _is_timm(model: nn.Module) -> bool:
+    return model.config.model_type == MODEL_TYPE
+
+
 def _nothing_to_show(model: nn.Module) -> UserError:
     return UserError(
         f"{type(model).__name__} has neither attention over the whole image nor a feature map, so no map can "
-        "be drawn. Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt "
-        "(Grad-CAM)"
+        "be drawn. Maps work for BEiT, ViT, DeiT, DINOv2 and timm's vision transformers (attention), and for "
+        "transformers' Swin, SwinV2 and ConvNeXt (Grad-CAM)"
     )
 
 
 def _grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
     """Return rows and columns of patches; (0, 0) where the model has no patches of one size."""
-    size = getattr(model.config, "patch_size", None)
+    patches = getattr(model.timm_model, "patch_embed", None) if _is_timm(model) else model.config
+    size = getattr(patches, "patch_size", None)
     if size is None:
         return 0, 0
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
