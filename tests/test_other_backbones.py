@@ -452,6 +452,24 @@ def test_a_size_that_a_timm_model_does_not_take(saved: Path, size: int, reason: 
         load_backbone(str(saved), NAMES, image_size=size)
 
 
+@pytest.mark.parametrize("saved", ["timm-vit", "timm-dinov3"], indirect=True)
+def test_stochastic_depth_in_timm_counts_in_training_alone(saved: Path) -> None:
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain, dropping = (load_backbone(str(saved), NAMES, drop_path=rate).model for rate in (0.0, 0.9))
+        dropping.load_state_dict(plain.state_dict())
+        assert torch.equal(plain.train()(pixels).logits, plain.eval()(pixels).logits)
+        assert torch.equal(plain(pixels).logits, dropping.eval()(pixels).logits)
+        assert not torch.equal(plain(pixels).logits, dropping.train()(pixels).logits)
+
+
+def test_a_timm_model_without_stochastic_depth() -> None:
+    pytest.importorskip("timm")
+    densenet = {"model_type": "timm_wrapper", "architecture": "densenet121"}
+    with pytest.raises(UserError, match=r"drop_path: timm's densenet121 .*--set drop_path=null"):
+        load_backbone("none", NAMES, None, True, densenet, drop_path=0.1)
+
+
 @pytest.mark.parametrize("saved", ["timm-vit"], indirect=True)
 def test_without_timm_the_message_says_what_to_install(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import import_utils

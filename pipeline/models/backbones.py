@@ -75,13 +75,13 @@ def load_backbone(
     else:
         config = load_config(source)
         check_classifier(source, config)
-    if drop_path is not None:
-        _set_drop_path(config, drop_path)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
     _relabel(config, class_names)
     preprocessing = preprocessing_of(source if architecture is None else None, config, image_size)
     if config.model_type == timm_checkpoints.MODEL_TYPE:
         _prepare_timm(source, config, [preprocessing.height, *other_sizes])
+    if drop_path is not None:
+        _set_drop_path(config, drop_path)
     if random_weights:
         check_size(source, config)
         model = AutoModelForImageClassification.from_config(config)
@@ -280,6 +280,9 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
 
 
 def _set_drop_path(config: Any, rate: float) -> None:
+    if config.model_type == timm_checkpoints.MODEL_TYPE:
+        timm_checkpoints.set_drop_path(config, rate)
+        return
     if not hasattr(config, "drop_path_rate"):
         raise UserError(
             f"drop_path: {config.model_type} has no stochastic depth; expected null: --set drop_path=null"

@@ -81,8 +81,26 @@ def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
     config.model_args = tries[0]
 
 
+def set_drop_path(config: Any, rate: float) -> None:
+    """Set the probability of stochastic depth in the arguments of timm's model.
+
+    Raises:
+        UserError: the architecture does not take it.
+    """
+    arguments = dict(config.model_args or {}) | {"drop_path_rate": rate}
+    if reason := _refusal(config.architecture, arguments, preprocessing_in(config).height):
+        raise UserError(
+            f"drop_path: timm's {config.architecture} has no stochastic depth ({reason}); expected null: "
+            "--set drop_path=null"
+        )
+    config.model_args = arguments
+
+
 def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> str | None:
-    """Return why this model does not run at `image_size` (tested on shapes only); None if it does."""
+    """Return why this model does not run with these arguments at `image_size`, tested on shapes only.
+
+    None if it does.
+    """
     import timm
 
     try:
