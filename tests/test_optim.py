@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from pipeline.config import validate_recipe
+from pipeline.errors import UserError
 from pipeline.models.lora import attach
 from pipeline.recipe import Recipe
 from pipeline.training.optim import build_optimizer, epochs_of, lr_at, lr_scales, plan_schedule, set_lr
@@ -200,6 +201,44 @@ def test_stages_and_towers_count_their_own_blocks() -> None:
         [*two, "head.answer.w"], recipe(**{"optimizer.layer_decay": 0.5, "optimizer.head_lr": 5e-5}), "head"
     )
     assert [scales[name] for name in two] == [0.125, 0.25, 0.5, 1.0] * 2 and scales["head.answer.w"] == 1.0
+
+
+ISOTROPIC = (
+    *("vit_tiny_patch16_224", "vit_small_patch16_dinov3", "beit_base_patch16_224", "hiera_tiny_224"),
+    *("eva02_tiny_patch14_224", "deit3_small_patch16_224"),
+)
+
+
+@pytest.mark.parametrize("architecture", ISOTROPIC)
+def test_layer_decay_is_timms(architecture: str) -> None:
+    """Except for the last norm, which timm counts with the last block, and unilm with the head."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=3)
+    ids = timm.models.group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    names = {f"timm_model.{name}": place for name, place in ids.items() if not name.startswith("norm.")}
+    head = f"timm_model.{model.pretrained_cfg['classifier']}"
+    scales = lr_scales(list(names), recipe(**{"optimizer.layer_decay": 0.5}), head)
+    assert scales == {name: 0.5 ** (max(names.values()) - place) for name, place in names.items()}
+
+
+@pytest.mark.parametrize("architecture", ["swinv2_tiny_window8_256", "convnextv2_atto"])
+def test_numbered_parts_of_a_block_are_no_blocks(architecture: str) -> None:
+    """SwinV2 has an MLP of layers 0 and 2 in each block, ConvNeXt a stem and a downsampling of 0 and 1."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=3)
+    names = [f"timm_model.{name}" for name, _ in model.named_parameters()]
+    scales = lr_scales(names, recipe(**{"optimizer.layer_decay": 0.5}), "timm_model.head.fc")
+    depth = 12 + 3  # blocks, and a downsampling before each stage but the first
+    blocks = [scales[name] for name in names if re.search(r"blocks\.\d+\.norm", name)]
+    assert sorted(set(scales.values())) == [0.5**above for above in range(depth + 1, -1, -1)]
+    assert len(set(blocks)) == 12 and all(scales[name] == min(scales.values()) for name in names[:4])
+
+
+def test_layer_decay_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay.*no numbered blocks"):
+        lr_scales(["features.0.weight", "head.weight"], recipe(**{"optimizer.layer_decay": 0.5}), "head")
 
 
 def test_lora_plus_multiplies_the_learning_rate_of_b() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:  # lr_at is also used where torch is not loaded
     import torch
     from torch import nn
+
+BLOCK = re.compile(r"(?:(?<=\.)|^)(?:blocks?|layers?|stages?|network|resblocks)\d*(?:\.\d+)+(?=\.)")
 
 
 def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
@@ -104,19 +108,25 @@ def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, floa
     matrices `lora.b_lr_scale`. With `optimizer.layer_decay` d, a block with n blocks above it gets d ** (n +
     1), parameters before the blocks one factor more, parameters after them 1 (BEiT's fine-tuning, Bao et al.
     2021, appendix; unilm/beit/optim_factory.py).
+
+    Raises:
+        UserError: `optimizer.layer_decay` is set, and there are no blocks.
     """
     decay = recipe.optimizer.layer_decay
     head_scale = (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
     in_head = {name for name in names if f".{head}." in f".{name}"}
     # Encoder (question answering has two) -> its blocks, in the order of the model
-    blocks: dict[str, list[tuple[str, ...]]] = {}
+    blocks: dict[str, list[str]] = {}
     for name in names:
-        if name not in in_head and (block := block_of(name)) and block not in blocks.setdefault(block[0], []):
-            blocks[block[0]].append(block)
+        order = blocks.setdefault(name.split(".", 1)[0], [])
+        if name not in in_head and (block := block_of(name)) and block not in order:
+            order.append(block)
+    if decay != 1 and not any(blocks.values()):
+        raise UserError("optimizer.layer_decay: this backbone has no numbered blocks; expected 1")
     scales, begun = {}, set()
     for name in names:
         tower, block = name.split(".", 1)[0], block_of(name)
-        order = blocks.get(tower, [])
+        order = blocks[tower]
         if name in in_head:
             scales[name] = head_scale
             continue
@@ -128,11 +138,14 @@ def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, floa
     return scales
 
 
-def block_of(name: str) -> tuple[str, ...] | None:
-    """Return the numbered block of a parameter: its name up to the last number; None outside of blocks."""
-    parts = name.split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
-    return tuple(parts[: numbers[-1] + 1]) if numbers else None
+def block_of(name: str) -> str | None:
+    """Return the numbered block of a parameter: its name up to the last `layers.3`, `blocks.1.0`, `stages.2`.
+
+    None outside of blocks. Other numbers are of parts inside a block (`cpb_mlp.0`) or before the blocks
+    (`stem.1`).
+    """
+    found = list(BLOCK.finditer(name))
+    return name[: found[-1].end()] if found else None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
