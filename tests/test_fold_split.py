@@ -4,6 +4,7 @@ wrote them down.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -245,6 +246,20 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):
         take_folds(ids, competition.folds, "folds.csv", 2)
+
+
+def test_the_folds_of_a_run_are_folds_of_the_data_also_for_ids_that_look_like_formulas(
+    tmp_path: Path,
+) -> None:
+    names = [f"{mark}i{number}" for mark in "-=+@" for number in range(3)]
+    root = flat(tmp_path / "data", "id,label", [(name, "ab"[place % 2]) for place, name in enumerate(names)])
+    recipe = load_recipe("digits")
+    plan = plan_folds(tmp_path / "run", read_layout(root, need="train"), recipe, 3)
+    plan.write(recipe, "")
+    shutil.copy(tmp_path / "run/folds.csv", root)
+    competition = read_layout(root, need="train")
+    assert competition.folds == {row_id: str(fold) for row_id, fold in plan.fold_of.items()}
+    assert "no labelled image" not in "\n".join(competition.notes)
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg"])
