@@ -5,6 +5,7 @@ wrote them down.
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from conftest import assert_says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.competition import fold_split
 from pipeline.competition.fold_split import Units, find_units, grouped_split, make_folds
 from pipeline.competition.groups import Grouping, take_folds
 from pipeline.competition.layout import read_layout
@@ -153,6 +155,23 @@ def test_a_class_whose_rows_are_one_group_is_said() -> None:
     folds, lines = make_folds(multiclass("abc"), labels, Units(groups, 52, ()), 5, 0)
     (said,) = [line for line in lines if "all rows in one" in line]
     assert said.startswith("1 class with") and f"'c' (9 rows: validated in fold {folds[59]}, " in said
+
+
+def test_memory_grows_with_the_rows_not_with_rows_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_split, "MOST_CELLS", 100_000)
+    names = [f"class {number:03}" for number in range(800)]
+    labels, of = names * 5, (0, 0, *range(1, 3_999))  # an array of rows x classes takes 26 MB
+    for units in (Units(of, 0, ()), Units(tuple(range(4_000)), 0, ())):
+        tracemalloc.start()
+        train, val, _ = grouped_split(multiclass(names), labels, units, 0.2, 0)
+        folds, _ = make_folds(multiclass(names), labels, units, 5, 0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 8_000_000
+        assert len(val) == 800 and {labels[row] for row in train} == set(names)
+        assert set(np.bincount(folds)[1:]) == {800}
+        assert len(set(zip(labels, folds, strict=True))) >= 3_990
+        assert folds[0] == folds[1] or not units.bind
 
 
 def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
