@@ -23,6 +23,7 @@ from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.folds.plan import plan_folds
 from pipeline.targets.target import Target, multiclass
+from pipeline.tasks.parting import part_rows
 
 ALONE = Units(tuple(range(60)), 0, ())
 
@@ -185,6 +186,20 @@ def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
     folds, lines = make_folds(competition.target, [row.label for row in competition.train], units, 4, 0)
     assert folds[3] == folds[8]
     assert any("2 rows with the same file" in line and "'i3'" in line and "'i8'" in line for line in lines)
+
+
+def test_a_stated_split_that_parts_equal_files_is_a_warning(tmp_path: Path) -> None:
+    rows = [(f"i{number}", "ab"[number % 2], "val" if number >= 15 else "train") for number in range(20)]
+    root = flat(tmp_path, "id,label,split", rows)
+    competition = read_layout(root, need="train")
+    train, val, how = part_rows(load_recipe("digits"), competition, competition.train, None)
+    assert [row.id for row in val] == [f"i{number}" for number in range(15, 20)] and len(train) == 15
+    assert "WARNING" not in how
+    for name in ("i3", "i17"):
+        (root / f"train/{name}.jpg").write_bytes(b"the same")
+    assert_says(
+        part_rows(load_recipe("digits"), competition, competition.train, None)[2], "WARNING", "'i3', 'i17'"
+    )
 
 
 def test_a_group_column_of_the_table_of_labels(tmp_path: Path) -> None:
