@@ -532,6 +532,9 @@ def test_rows_in_json(tmp_path):
     competition = read_layout(tmp_path)
     assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"}
     assert competition.split["4.jpg"] == "val"
+    rows[2]["label"] = float("nan")  # as Python writes a missing value
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    assert "row 3: no label in column 'label'" in refusal(tmp_path)
     (tmp_path / "train.json").write_text("[{")
     assert "train.json is not valid JSON" in refusal(tmp_path)
 
