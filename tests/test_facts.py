@@ -43,6 +43,9 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
     assert "'metrik'" in str(caught.value)
     assert "'metric'" in str(caught.value)
     assert "id_column" in str(caught.value)
+    for value in ("{cat: 1}", "[[cat], dog]", "[{cat: 1}]"):
+        with pytest.raises(UserError, match=r"competition\.yaml.*\n.*positive_class.*cat"):
+            read(tmp_path, f"positive_class: {value}\n")
     for text in ("- a\n- b\n", "metric: [", "a: &x 1\nb: *x\n"):
         with pytest.raises(UserError, match=r"competition\.yaml"):
             read(tmp_path, text)

@@ -124,9 +124,10 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{nearest(str(key), KEYS)}; allowed: {', '.join(KEYS)}")
         elif key == "positive_class":
-            known[key] = (
-                tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
-            )
+            names = value if isinstance(value, list) else [] if value in NOTHING else [value]
+            if not all(isinstance(name, str) for name in names):
+                problems.append(f"{key}: expected a text or a list of texts, found {value!r}")
+            known[key] = tuple(names)
         elif not isinstance(value, str):
             problems.append(f"{key}: expected a text, found {value!r}")
         else:
