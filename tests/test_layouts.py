@@ -525,7 +525,11 @@ def test_an_image_with_several_annotations(tmp_path, evidence):
 @pytest.mark.parametrize(
     ("paths", "of"),
     [
-        # patients 1 to 6, each with the series 1 and 2
+        # patients 1 to 6, each with the series 1 and 2; patients 1 to 3, each with the series 1 to 4
+        (
+            [f"{n}/{s}/{k}.png" for n in range(1, 4) for s in range(1, 5) for k in "ab"],
+            lambda path: path.parts[0],
+        ),
         ([f"{n}/{s}/{k}.png" for n in range(1, 7) for s in (1, 2) for k in "ab"], lambda path: path.parts[0]),
         (
             [f"p{n}{side}_{k}.png" for n in (1, 2, 3) for side in ("", "_L") for k in "ab"],
@@ -550,8 +554,11 @@ def test_an_image_belongs_to_one_id(tmp_path, paths, of):
 
 
 def test_folders_of_which_several_may_be_the_ids_are_refused(tmp_path):
-    touch(tmp_path, *(f"train/{n}/{s}/{k}.png" for n in (1, 2) for s in (1, 2) for k in "ab"))
-    assert "train.csv" in refusal(write(tmp_path, train="id,label\n1,x\n2,y\n"), need="train")
+    sites = ("north", "south")  # with the same numbers of patients and of series
+    touch(tmp_path, *(f"train/{site}/{n}/{s}/a.png" for site in sites for n in "12" for s in "12"))
+    rows = "id,label\n1,x\n2,y\n"
+    text = refusal(write(tmp_path, train=rows, sample_submission=rows), need="train")
+    assert_says(text, "train.csv", "'1', '2'", "images.csv")
 
 
 def test_rows_in_json(tmp_path):

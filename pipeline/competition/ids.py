@@ -458,12 +458,19 @@ def _one_id_each(ids: Sequence[str], match: Match) -> Match:
 def _folder_each(names: set[str], owners: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return image -> the one of its `owners`, folders around it (patient 3, series 1), that is its id.
 
-    It is the folder at the depth where all `names` are; without such a depth, the nearest one. "" for the
-    images of unsure ids: several depths hold all names.
+    It is the folder at the depth where all `names` are, each once: a series 1 may be in every patient.
+    Without such a depth, the nearest one. "" for the images of unsure ids: several depths hold all names.
     """
     folders = {image: composed(image).split("/")[:-1] for image in owners}
     at_depth = zip_longest(*folders.values())
     depths = [depth for depth, steps in enumerate(at_depth) if names <= set(steps)]
+    paths = {depth: {tuple(steps[: depth + 1]) for steps in folders.values()} for depth in depths}
+    once = [
+        depth
+        for depth in depths
+        if sum(len(path) > depth and path[depth] in names for path in paths[depth]) == len(names)
+    ]
+    depths = once or depths
     if len(depths) > 1:
         unsure = {name for found in owners.values() if len(found) > 1 for name in found}
         return {image: "" if unsure & set(found) else found[0] for image, found in owners.items()}
