@@ -4,6 +4,8 @@ wrote them down.
 
 from __future__ import annotations
 
+import shutil
+import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from conftest import assert_says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.competition import fold_split
 from pipeline.competition.fold_split import Units, find_units, grouped_split, make_folds
 from pipeline.competition.groups import Grouping, take_folds
 from pipeline.competition.layout import read_layout
@@ -20,6 +23,7 @@ from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.folds.plan import plan_folds
 from pipeline.targets.target import Target, multiclass
+from pipeline.tasks.parting import part_rows
 
 ALONE = Units(tuple(range(60)), 0, ())
 
@@ -154,6 +158,23 @@ def test_a_class_whose_rows_are_one_group_is_said() -> None:
     assert said.startswith("1 class with") and f"'c' (9 rows: validated in fold {folds[59]}, " in said
 
 
+def test_memory_grows_with_the_rows_not_with_rows_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_split, "MOST_CELLS", 100_000)
+    names = [f"class {number:03}" for number in range(800)]
+    labels, of = names * 5, (0, 0, *range(1, 3_999))  # an array of rows x classes takes 26 MB
+    for units in (Units(of, 0, ()), Units(tuple(range(4_000)), 0, ())):
+        tracemalloc.start()
+        train, val, _ = grouped_split(multiclass(names), labels, units, 0.2, 0)
+        folds, _ = make_folds(multiclass(names), labels, units, 5, 0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 8_000_000
+        assert len(val) == 800 and {labels[row] for row in train} == set(names)
+        assert set(np.bincount(folds)[1:]) == {800}
+        assert len(set(zip(labels, folds, strict=True))) >= 3_990
+        assert folds[0] == folds[1] or not units.bind
+
+
 def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
     root = flat(tmp_path, "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(20)])
     for name in ("i3", "i8"):
@@ -165,6 +186,20 @@ def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
     folds, lines = make_folds(competition.target, [row.label for row in competition.train], units, 4, 0)
     assert folds[3] == folds[8]
     assert any("2 rows with the same file" in line and "'i3'" in line and "'i8'" in line for line in lines)
+
+
+def test_a_stated_split_that_parts_equal_files_is_a_warning(tmp_path: Path) -> None:
+    rows = [(f"i{number}", "ab"[number % 2], "val" if number >= 15 else "train") for number in range(20)]
+    root = flat(tmp_path, "id,label,split", rows)
+    competition = read_layout(root, need="train")
+    train, val, how = part_rows(load_recipe("digits"), competition, competition.train, None)
+    assert [row.id for row in val] == [f"i{number}" for number in range(15, 20)] and len(train) == 15
+    assert "WARNING" not in how
+    for name in ("i3", "i17"):
+        (root / f"train/{name}.jpg").write_bytes(b"the same")
+    assert_says(
+        part_rows(load_recipe("digits"), competition, competition.train, None)[2], "WARNING", "'i3', 'i17'"
+    )
 
 
 def test_a_group_column_of_the_table_of_labels(tmp_path: Path) -> None:
@@ -245,6 +280,20 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):
         take_folds(ids, competition.folds, "folds.csv", 2)
+
+
+def test_the_folds_of_a_run_are_folds_of_the_data_also_for_ids_that_look_like_formulas(
+    tmp_path: Path,
+) -> None:
+    names = [f"{mark}i{number}" for mark in "-=+@" for number in range(3)]
+    root = flat(tmp_path / "data", "id,label", [(name, "ab"[place % 2]) for place, name in enumerate(names)])
+    recipe = load_recipe("digits")
+    plan = plan_folds(tmp_path / "run", read_layout(root, need="train"), recipe, 3)
+    plan.write(recipe, "")
+    shutil.copy(tmp_path / "run/folds.csv", root)
+    competition = read_layout(root, need="train")
+    assert competition.folds == {row_id: str(fold) for row_id, fold in plan.fold_of.items()}
+    assert "no labelled image" not in "\n".join(competition.notes)
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg"])

@@ -161,6 +161,16 @@ def test_pieces_from_several_machines_are_put_together(
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
     # Not the command that resumed it: that one takes the recipe from the folder
     assert "--epochs" in shlex.split(read_json(output / "run.json")["command"])
+    # Two at once, and one alone, take that recipe too
+    for name in ("fold-1", "fold-2"):
+        shutil.rmtree(output / name)
+    resume = ["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]
+    assert train.main([*resume, "--parallel", "2"]) == 0
+    recipe = read_json(output / "run.json")["recipe"]
+    shutil.rmtree(output / "fold-1")
+    assert train.main([*resume, "--fold", "1"]) == 0
+    assert train.main(resume) == 0
+    assert [read_json(output / f"fold-{number}/run.json")["recipe"] for number in (1, 2, 3)] == [recipe] * 3
     np.save(output / "fold-1/val_probs.npy", np.load(output / "fold-1/val_probs.npy")[:, ::-1])
     assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
     assert (output / "oof.npy").read_bytes() != (folds_run / "folds/oof.npy").read_bytes()

@@ -522,6 +522,45 @@ def test_an_image_with_several_annotations(tmp_path, evidence):
     )
 
 
+@pytest.mark.parametrize(
+    ("paths", "of"),
+    [
+        # patients 1 to 6, each with the series 1 and 2; patients 1 to 3, each with the series 1 to 4
+        (
+            [f"{n}/{s}/{k}.png" for n in range(1, 4) for s in range(1, 5) for k in "ab"],
+            lambda path: path.parts[0],
+        ),
+        ([f"{n}/{s}/{k}.png" for n in range(1, 7) for s in (1, 2) for k in "ab"], lambda path: path.parts[0]),
+        (
+            [f"p{n}{side}_{k}.png" for n in (1, 2, 3) for side in ("", "_L") for k in "ab"],
+            lambda path: path.stem[:-2],
+        ),
+        (
+            [f"{name}/{k}.png" for name in ("A", "A/B", "C", "C/D") for k in "ab"],
+            lambda path: path.parent.name,
+        ),
+    ],
+)
+def test_an_image_belongs_to_one_id(tmp_path, paths, of):
+    touch(tmp_path, *(f"{part}/{path}" for part in ("train", "test") for path in paths))
+    ids = list(dict.fromkeys(of(Path(path)) for path in paths))
+    table = "".join(f"{row_id},{'xy'[number % 2]}\n" for number, row_id in enumerate(ids))
+    competition = read_layout(
+        write(tmp_path, train=f"id,label\n{table}", sample_submission=f"id,label\n{table}")
+    )
+    for part, rows in (("train", competition.train), ("test", competition.test)):
+        assert len(rows) == len(paths)
+        assert all(row.id == of(row.path.relative_to(tmp_path / part)) for row in rows)
+
+
+def test_folders_of_which_several_may_be_the_ids_are_refused(tmp_path):
+    sites = ("north", "south")  # with the same numbers of patients and of series
+    touch(tmp_path, *(f"train/{site}/{n}/{s}/a.png" for site in sites for n in "12" for s in "12"))
+    rows = "id,label\n1,x\n2,y\n"
+    text = refusal(write(tmp_path, train=rows, sample_submission=rows), need="train")
+    assert_says(text, "train.csv", "'1', '2'", "images.csv")
+
+
 def test_rows_in_json(tmp_path):
     flat(tmp_path)
     rows = [
@@ -532,6 +571,9 @@ def test_rows_in_json(tmp_path):
     competition = read_layout(tmp_path)
     assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"}
     assert competition.split["4.jpg"] == "val"
+    rows[2]["label"] = float("nan")  # as Python writes a missing value
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    assert "row 3: no label in column 'label'" in refusal(tmp_path)
     (tmp_path / "train.json").write_text("[{")
     assert "train.json is not valid JSON" in refusal(tmp_path)
 

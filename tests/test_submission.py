@@ -395,6 +395,17 @@ def test_a_grade_that_only_the_solution_has_keeps_its_distance(tmp_path):
     assert scores["unseen"] == ["3"]
 
 
+@pytest.mark.parametrize(("truth", "right"), [("4", 1), ("3", 3 / 4)])  # 3: a grade of the solution alone
+def test_a_column_for_each_grade_in_any_order(tmp_path, truth: str, right: float) -> None:
+    form = SubmissionForm("probabilities", ("id", "4", "2", "1", "0"), "id", tuple("abcd"), None)
+    lines = ["id,4,2,1,0", "a,0,0,0,1", "b,0,0,1,0", "c,0.1,0.9,0,0", "d,1,0,0,0"]
+    paths = files(tmp_path, "\n".join(lines) + "\n", f"id,label\na,0\nb,1\nc,2\nd,{truth}\n")
+    target = Target("ordinal", ("0", "1", "2", "4"))
+    found = score_predictions(*paths, form=form, target=target, metric="qwk")["metrics"]
+    golden = cohen_kappa_score([0, 1, 2, 4], [0, 1, 2, int(truth)], weights="quadratic", labels=range(5))
+    assert found["accuracy"] == pytest.approx(right) and found["qwk"] == pytest.approx(golden, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("target", "predictions", "solution", "metric"),
     [

@@ -315,7 +315,7 @@ def test_two_models_are_never_in_memory_at_once(
 def test_a_blend_predicts_like_any_run(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, rng = tmp_path / "blend", np.random.default_rng(1)
+    output, rng = tmp_path / "my blend", np.random.default_rng(1)
     for name in ("folds", "swin"):  # with errors of their own on the held-out rows, as larger models have
         copy = shutil.copytree(runs / name, tmp_path / name)
         truth = pd.read_csv(copy / "oof.csv", **TEXT).label
@@ -327,6 +327,7 @@ def test_a_blend_predicts_like_any_run(
     assert blend.main(words) == 0
     said = capsys.readouterr().out
     assert "24 rows" in said and "greedy, on rows" in said
+    assert shlex.split(said.rpartition("next: ")[2]) == ["python", "inference.py", "--model", str(output)]
     record = read_json(output / "run.json")
     assert record["kind"] == "blend" and sum(record["members"].values()) == pytest.approx(1)
     assert (output / "report.html").exists()

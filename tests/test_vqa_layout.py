@@ -320,12 +320,14 @@ def test_broken_annotations(vqa: Path) -> None:
         del rows[1]["multiple_choice_answer"], rows[1]["answers"]
         rows[2]["answers"] = {"answer": "no"}
         rows.append(annotation(21, 2, "no"))
+        rows.append(annotation(22, 2, float("nan")))  # as Python writes a missing value
 
     message = refusal(damage(vqa, ANNOTATIONS.format("train2014"), "annotations", change))
     assert "entry 1 (question_id 11): the answer is empty" in message
     assert "entry 2 (question_id 12): no multiple_choice_answer" in message
     assert 'entry 3 (question_id 21): answers is not a list of {"answer": text}' in message
     assert "entry 4: the question_id 21 occurred before" in message
+    assert "entry 5 (question_id 22): multiple_choice_answer is nan; a text is needed" in message
 
 
 def test_an_empty_training_question(vqa: Path) -> None:

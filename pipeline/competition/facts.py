@@ -91,11 +91,24 @@ def write_slug(data_dir: Path, slug: str) -> Path:
         write_text(path, TEMPLATE.format(slug=line))
         return path
     if read_facts(data_dir).slug != slug:
-        lines = [
-            text for text in path.read_text(encoding="utf-8").splitlines() if not text.startswith("slug:")
-        ]
-        write_text(path, "\n".join([line, *lines]) + "\n")
+        write_text(path, _with_slug(path.read_text(encoding="utf-8-sig"), line))
     return path
+
+
+def _with_slug(text: str, line: str) -> str:
+    """Return the text of competition.yaml with the `line` of a slug: in place of its own, else as a key."""
+    node = yaml.compose(text)
+    if not isinstance(node, yaml.MappingNode):  # comments alone
+        return f"{text.rstrip()}\n{line}\n".lstrip()
+    own = next(((key, value) for key, value in node.value if key.value == "slug"), None)
+    if own is not None:
+        start, end = own[0].start_mark.index, own[1].end_mark.index
+        end -= len(text[start:end]) - len(text[start:end].rstrip())  # a text of several lines ends in one
+        return text[:start] + line + text[end:]
+    start = node.start_mark.index
+    if node.flow_style:  # {metric: roc_auc}
+        return f"{text[: start + 1]}{line}, {text[start + 1 :]}"
+    return f"{text[:start]}{line}\n{' ' * node.start_mark.column}{text[start:]}"
 
 
 def own_files(data_dir: Path) -> tuple[str, ...]:
@@ -124,9 +137,10 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{nearest(str(key), KEYS)}; allowed: {', '.join(KEYS)}")
         elif key == "positive_class":
-            known[key] = (
-                tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
-            )
+            names = value if isinstance(value, list) else [] if value in NOTHING else [value]
+            if not all(isinstance(name, str) for name in names):
+                problems.append(f"{key}: expected a text or a list of texts, found {value!r}")
+            known[key] = tuple(names)
         elif not isinstance(value, str):
             problems.append(f"{key}: expected a text, found {value!r}")
         else:

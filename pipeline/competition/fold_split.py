@@ -24,6 +24,11 @@ from pipeline.wording import counted, listed, quoted
 
 if TYPE_CHECKING:
     import numpy as np
+    from scipy.sparse import csr_array
+
+# scikit-learn counts every class in every unit, in an array of floats: with more cells than this, of 400 MB,
+# iterative stratification, which stores only what a unit has
+MOST_CELLS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,11 @@ def grouped_split(
     counts = _label_counts(target, labels, target.strata(labels))
     of = np.array(units.of)
     parts = _iteratively(counts, of, [1 - val_fraction, val_fraction], seed)
-    for column in range(counts.shape[1]):  # a label without a training row gets its smallest unit back
-        has = counts[:, column] > 0
-        if has.any() and not (has & (parts == 0)).any():
-            parts[of == min(set(of[has]), key=lambda unit: (int((of == unit).sum()), int(unit)))] = 0
+    sizes, by_label = np.bincount(of), counts.tocsc()
+    for label in range(counts.shape[1]):  # a label without a training row gets its smallest unit back
+        rows = by_label.indices[by_label.indptr[label] : by_label.indptr[label + 1]]
+        if len(rows) and (parts[rows] == 1).all():
+            parts[of == min(set(of[rows].tolist()), key=lambda unit: (int(sizes[unit]), unit))] = 0
     val = np.flatnonzero(parts == 1).tolist()
     says = f"validation: {len(val):,} of {counted(len(labels), what)}"
     if units.groups:
@@ -192,22 +198,22 @@ def _sizes(folds: np.ndarray, count: int) -> str:
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
 
 
-def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) -> np.ndarray:
-    """Return (N, L) int64: 1 where row n has label l, or is in stratum l."""
+def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) -> csr_array:
+    """Return (N, L) int64: 1 where row n has label l, or is in stratum l. Zeros are not stored."""
     import numpy as np
+    from scipy.sparse import csr_array
 
     if target.kind == "multilabel":
-        return target.encode(labels).astype(np.int64)
+        return csr_array(target.encode(labels)).astype(np.int64)
     place = {name: number for number, name in enumerate(sorted(set(strata)))}
-    counts = np.zeros((len(labels), len(place)), dtype=np.int64)
-    counts[np.arange(len(labels)), [place[name] for name in strata]] = 1
-    return counts
+    columns, ones = [place[name] for name in strata], np.ones(len(labels), dtype=np.int64)
+    return csr_array((ones, (np.arange(len(labels)), columns)), shape=(len(labels), len(place)))
 
 
 def _shared_out(
     target: Target,
     strata: Sequence[str],
-    counts: np.ndarray,
+    counts: csr_array,
     of: np.ndarray,
     bind: bool,
     count: int,
@@ -219,7 +225,7 @@ def _shared_out(
 
     # otherwise scikit-learn refuses
     fits = target.kind != "multilabel" and max(Counter(strata).values()) >= count
-    if fits:
+    if fits and not (bind and (int(of.max()) + 1) * counts.shape[1] > MOST_CELLS):
         splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(
             count, shuffle=True, random_state=seed % 2**32
         )
@@ -235,7 +241,7 @@ def _shared_out(
     return _iteratively(counts, of, [1 / count] * count, seed) + 1
 
 
-def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+def _iteratively(counts: csr_array, of: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """Return (N,) int64: the part of each row, from 0, by iterative stratification.
 
     The label with the fewest rows left comes first, its largest units first. A unit goes to the part that
@@ -243,24 +249,28 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
     empty gets one unit.
     """
     import numpy as np
+    from scipy.sparse import csr_array
 
     num_units, parts = int(of.max()) + 1, len(shares)
     sizes = np.bincount(of, minlength=num_units)
-    held = np.zeros((num_units, counts.shape[1]), dtype=np.int64)
-    np.add.at(held, of, counts)
+    ones = np.ones(len(of), dtype=np.int64)
+    held = csr_array((ones, (of, np.arange(len(of)))), shape=(num_units, len(of))) @ counts  # (units, L)
+    by_label = held.tocsc()
+    left = counts.sum(axis=0)
     wanted_rows = np.array(shares) * len(of)
-    wanted = np.outer(shares, counts.sum(axis=0))
+    wanted = np.outer(shares, left)
     chosen = np.full(num_units, -1, dtype=np.int64)
     order = np.random.default_rng(seed).permutation(num_units)
+    place = order.argsort()
     ties = np.random.default_rng([seed, 1])
-    left = held.sum(axis=0)
 
     def give(unit: int, part: int) -> None:
-        nonlocal left
         chosen[unit] = part
-        wanted[part] -= held[unit]
+        own = slice(held.indptr[unit], held.indptr[unit + 1])
+        labels, numbers = held.indices[own], held.data[own]
+        wanted[part, labels] -= numbers
         wanted_rows[part] -= sizes[unit]
-        left = left - held[unit]
+        left[labels] -= numbers
 
     def best(values: np.ndarray) -> int:
         top = np.flatnonzero(np.isclose(values, values.max()))
@@ -271,8 +281,10 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
 
     while (left > 0).any():
         label = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin())
-        units = [unit for unit in order.tolist() if chosen[unit] < 0 and held[unit, label]]
-        for unit in sorted(units, key=lambda unit: -int(held[unit, label])):
+        own = slice(by_label.indptr[label], by_label.indptr[label + 1])
+        units, numbers = by_label.indices[own], by_label.data[own]
+        largest_first = units[np.lexsort((place[units], -numbers))]
+        for unit in largest_first[chosen[largest_first] < 0].tolist():
             give(unit, best(wanted[:, label]))
     for unit in order.tolist():  # units without any label
         if chosen[unit] < 0:
@@ -285,15 +297,16 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
     return chosen[of]
 
 
-def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
+def _unevenness(counts: csr_array, folds: np.ndarray, count: int) -> float:
     """Return the largest difference between a label's share in a fold and its share in all rows, from 0 to
     1.
     """
     import numpy as np
 
-    whole = counts.mean(axis=0)
-    parts = [counts[folds == number] for number in range(1, count + 1)]
-    return max((float(np.abs(part.mean(axis=0) - whole).max()) for part in parts if len(part)), default=0.0)
+    whole = counts.sum(axis=0) / len(folds)
+    rows_of = [np.flatnonzero(folds == number) for number in range(1, count + 1)]
+    shares = [counts[rows].sum(axis=0) / len(rows) for rows in rows_of if len(rows)]
+    return max((float(np.abs(share - whole).max()) for share in shares), default=0.0)
 
 
 def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], count: int) -> list[str]:
@@ -304,7 +317,10 @@ def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], cou
         return []
     folds = np.asarray(folds)
     encoded = target.encode(labels)
-    has = encoded == np.arange(len(target.names))[:, None] if target.is_choice else encoded.T > 0.5
+    if target.is_choice:
+        has = (encoded == place for place in range(len(target.names)))
+    else:
+        has = (column > 0.5 for column in encoded.T)
     rare = []
     for name, rows in zip(target.names if target.is_choice else target.output_names, has, strict=True):
         where = sorted(set(folds[rows].tolist()))

@@ -16,7 +16,7 @@ from pipeline.competition.label_table import Labelled
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError, raise_all
 from pipeline.run_names import FOLDS_FILE
-from pipeline.tables import Table, load_table
+from pipeline.tables import Table, load_table, restored
 from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
 
 COLUMN_FLAG, FILE_FLAG = "--set data.group_column=NAME", "--set data.groups=FILE"
@@ -139,15 +139,17 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
             f"{table.path}: no column {listed(missing)}; expected the columns id and {name}, found "
             f"{quoted(table.columns)}"
         )
-    ids = table.column(_called(table, "id"))
+    known = set(labelled.ids)
+    written = [text.strip() for text in table.column(_called(table, "id"))]
+    ids = [text if text in known else restored(text) for text in written]  # our tables guard `-a` as `'-a`
     cells = [cell.strip() for cell in table.column(_called(table, name))]
     _refuse_empty(table, _called(table, name), name)
     values: dict[str, set[str]] = {}
-    if set(labelled.ids) <= {text.strip() for text in ids}:
+    if known <= set(ids):
         for text, cell in zip(ids, cells, strict=True):
-            values.setdefault(text.strip(), set()).add(cell)
+            values.setdefault(text, set()).add(cell)
         found = {row_id: values[row_id] for row_id in labelled.ids}
-        other = [text for text in ids if text.strip() not in found]
+        other = [text for text in ids if text not in found]
     else:  # ids in another form: with an extension, or as a path
         match = ImageIndex(folder, folder.of_part("train", "val", "")).match(ids)
         for images, cell in zip(match.images, cells, strict=True):

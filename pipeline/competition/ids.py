@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
 from pipeline.competition.parts import BESIDE, part_of_name, words_of
@@ -263,6 +263,7 @@ class ImageIndex:
         (`<id>_red.png`).
 
         Beginnings of names are no ids where files of one name lie in several folders below the same top one.
+        An image has one id: see `_one_id_each`.
         """
         best = Match(FOLDERS, ((),) * len(ids))
         for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
@@ -276,6 +277,7 @@ class ImageIndex:
             if style is PREFIXES:  # `B03_s1.png` of each plate: `B03` names no image without its plate
                 kept = {images: () if _repeats_a_name(images) else images for images in match.different}
                 match = Match(style, tuple(kept[images] for images in match.images))
+            match = _one_id_each(ids, match)
             if match.num_found > best.num_found:
                 best = match
         return best
@@ -428,6 +430,55 @@ def _folders_of(image: str) -> list[str]:
 def _prefixes_of(image: str) -> list[str]:
     stem = _stem(image)
     return [stem[: found.start()] for found in re.finditer(r"[_\-. ]", stem) if found.start()]
+
+
+def _one_id_each(ids: Sequence[str], match: Match) -> Match:
+    """Return the match with no image under two ids.
+
+    Of two beginnings of its name the longer one is its id (`p1_left` beside `p1`). For folders see
+    `_folder_each`.
+    """
+    images_of = dict(zip((composed(text.strip()) for text in ids), match.images, strict=True))
+    owners: dict[str, list[str]] = {}
+    for name, images in images_of.items():
+        for image in images:
+            owners.setdefault(image, []).append(name)
+    if all(len(names) == 1 for names in owners.values()):
+        return match
+    if match.style is PREFIXES:
+        own = {image: max(names, key=len) for image, names in owners.items()}
+    else:
+        own = _folder_each({name for name, images in images_of.items() if images}, owners)
+    kept = {
+        name: tuple(image for image in images if own[image] == name) for name, images in images_of.items()
+    }
+    return Match(match.style, tuple(kept[composed(text.strip())] for text in ids))
+
+
+def _folder_each(names: set[str], owners: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return image -> the one of its `owners`, folders around it (patient 3, series 1), that is its id.
+
+    It is the folder at the depth where all `names` are, each once: a series 1 may be in every patient.
+    Without such a depth, the nearest one. "" for the images of unsure ids: several depths hold all names.
+    """
+    folders = {image: composed(image).split("/")[:-1] for image in owners}
+    at_depth = zip_longest(*folders.values())
+    depths = [depth for depth, steps in enumerate(at_depth) if names <= set(steps)]
+    paths = {depth: {tuple(steps[: depth + 1]) for steps in folders.values()} for depth in depths}
+    once = [
+        depth
+        for depth in depths
+        if sum(len(path) > depth and path[depth] in names for path in paths[depth]) == len(names)
+    ]
+    depths = once or depths
+    if len(depths) > 1:
+        unsure = {name for found in owners.values() if len(found) > 1 for name in found}
+        return {image: "" if unsure & set(found) else found[0] for image, found in owners.items()}
+    if depths:
+        return {image: "".join(steps[depths[0] : depths[0] + 1]) for image, steps in folders.items()}
+    return {
+        image: next(step for step in reversed(steps) if step in names) for image, steps in folders.items()
+    }
 
 
 def _repeats_a_name(images: Sequence[str]) -> bool:

@@ -149,7 +149,7 @@ def _is_cell(value: Any) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return SEVERAL.join(map(_text, value))
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # NaN is how Python writes a missing value
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

@@ -177,15 +177,15 @@ def _of_table(path: Path, target: Target, ids: Collection[str]) -> dict[str, str
             f"{path} ({KEY}): no column {listed(missing)}; expected the columns id and label, found "
             f"{quoted(table.columns)}"
         )
-    known, chosen, problems = set(ids), {}, []
+    known, names, chosen, problems = set(ids), set(target.names), {}, []
     for line, cell, label in zip(table.lines, table.column("id"), table.column("label"), strict=True):
         row_id = cell if cell in known else restored(cell.strip())
-        name = label if label in target.names else restored(label.strip())
+        name = label if label in names else restored(label.strip())
         if row_id not in known:
             problems.append(
                 f"{path}: row {line}: no test image has the id {row_id!r}{nearest(row_id, known)}"
             )
-        elif name not in target.names:
+        elif name not in names:
             problems.append(f"{path}: row {line}: no class {name!r}{nearest(name, target.names)}")
         elif chosen.get(row_id, name) != name:
             problems.append(

@@ -6,6 +6,7 @@ Format: visualqa.org/download.html
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def write_results(path: Path, ids: Sequence[str], answers: Sequence[str]) -> Non
 
     Ids are written as numbers if all of them are numbers.
     """
-    numbers = all(_is_number(question_id) for question_id in ids)
+    numbers = all(_is_whole_number(question_id) for question_id in ids)
     entries = [
         {"question_id": int(question_id) if numbers else question_id, "answer": answer}
         for question_id, answer in zip(ids, answers, strict=True)
@@ -233,7 +234,7 @@ def _text_of(entry: dict[str, Any], key: str, place: int, problems: Problems) ->
     value = entry.get(key)
     if isinstance(value, str) and _is_text(value):
         return value
-    if type(value) in (int, float):  # an answer such as 2
+    if _is_number(value):  # an answer such as 2
         return str(value)
     problems.add(
         f"entries have no {key}", f"entry {place}{_named(entry)}: {_says(entry, key)}; a text is needed"
@@ -249,7 +250,7 @@ def _answers_of(entry: dict[str, Any], place: int, problems: Problems) -> tuple[
         if isinstance(given, list)
         else [None]
     )
-    answers = [str(answer) if type(answer) in (int, float) else answer for answer in answers]
+    answers = [str(answer) if _is_number(answer) else answer for answer in answers]
     if all(isinstance(answer, str) and _is_text(answer) for answer in answers):
         return tuple(answers)
     problems.add(
@@ -267,6 +268,11 @@ def _says(entry: dict[str, Any], key: str) -> str:
     return f"{key} is {entry[key]!r:.60}" if key in entry else f"no {key}{nearest(key, entry)}"
 
 
+def _is_number(value: Any) -> bool:
+    """Return False for NaN, which is how Python writes a missing value, and for infinity."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
 def _is_text(value: str) -> bool:
     """Return False for text that no file can hold: half a surrogate pair, or NUL."""
     return (value.isascii() and "\0" not in value) or _encodes(value)
@@ -279,5 +285,5 @@ def _encodes(value: str) -> bool:
         return False
 
 
-def _is_number(text: str) -> bool:
+def _is_whole_number(text: str) -> bool:
     return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None

@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         if moved := set_aside(run_entries(args.output), args.output / "earlier"):
             print(f"the earlier files of {args.output} are kept in {moved}")
         _write(args, members, choice, refused, Predictions(tuple(ids), blended, target), labels, parts)
-    print(f"blend in {args.output}\nnext: python inference.py --model {args.output}")
+    next_command = shlex.join(["python", "inference.py", "--model", str(args.output)])
+    print(f"blend in {args.output}\nnext: {next_command}")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from pipeline import ranks
@@ -75,7 +76,7 @@ def _quantize(run: Run, data_dir: Path, predicted: Predict) -> dict[str, Any]:
     if ranks.world_size() > 1:
         raise UserError(
             f"{run.path} has no model in 8 bits yet: make it with one process, "
-            f"`python inference.py --engine {INT8} --model {run.path}`"
+            f"`python inference.py --engine {INT8} --model {quote(str(run.path))}`"
         )
     if run.target is None:
         raise UserError(f"--engine {INT8}: {run.path} names no classes: use --engine openvino")

@@ -58,9 +58,9 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
     hold = nullcontext() if args.dry_run or args.fold else holding_folder(output)
     with hold:
         start = read_start(output)
-        if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
+        if args.resume and (record := read_record(output)) and record.kind == "folds":
             _check_count(output, len(record.values["members"]), args.folds)
-            if is_put_together(output, record):
+            if not args.fold and is_put_together(output, record):
                 refuse_changes(output, record, lambda old: steps.recipe(args, None if args.recipe else old))
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0

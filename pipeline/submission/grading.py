@@ -189,11 +189,16 @@ def _arrays(
             return _as_written(form, row_target.fitted(texts), row_target.encode(texts), values), [], []
         if target.kind == "binary" and values.shape[1] == 2:
             values = values[:, [form.value_columns.index(target.names[1])]]
+        names = target.names
         if target.kind != "binary" and form.kind in ("probabilities", "number"):
             target = _in_order(target, form.value_columns)
         texts, unseen = _known(target, _truth_texts(target, solution))
         wide = replace(target, names=(*target.names, *unseen)) if unseen else target
         padded = np.pad(values, ((0, 0), (0, len(unseen)))) if unseen else values
+        if wide.kind == "ordinal":  # a decision is made between one grade and the next
+            order = sorted(wide.names, key=lambda name: (number(name) or 0, (*names, *unseen).index(name)))
+            padded = padded[:, [wide.names.index(name) for name in order]]
+            wide = replace(wide, names=tuple(order))
         return _as_written(form, wide, wide.encode(texts), padded), unseen, []
     texts, unseen = _known(target, _truth_texts(target, solution, form.written))
     guesses = [read.guesses[row] for row in order]  # type: ignore[index]

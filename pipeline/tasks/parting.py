@@ -63,9 +63,8 @@ def _new_split(
     units = find_units(ids, paths, competition.groups)
     if competition.split is not None:
         train, val, how = stated_split(ids, competition.split, competition.split_from, what)
-        warning = (
-            both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
-        )
+        held = set(val)
+        warning = both_sides(ids, units, [row in held for row in range(len(ids))]) if units.bind else None
         return train, val, f"{how}; {warning}" if warning else how
     if units.bind and recipe.data.val_fraction:
         return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed, what)

@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
@@ -83,8 +84,8 @@ def required(run: Run) -> dict[str, Any]:
     if made is None:
         raise UserError(
             f"{run.path / INT8_DIR} holds no complete 8-bit model of these weights: "
-            f"`python inference.py --engine openvino-int8 --model {run.path}` makes it, where the "
-            "training images are"
+            f"`python inference.py --engine openvino-int8 --model {quote(str(run.path))}` makes it, "
+            "where the training images are"
         )
     return made
 
