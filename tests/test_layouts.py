@@ -1980,6 +1980,15 @@ def test_folders_are_no_classes_where_a_table_holds_other_labels_that_are_asked_
         assert read_layout(tmp_path, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")
 
 
+def test_folders_are_no_classes_where_a_table_holds_other_labels_and_nothing_is_asked_for(tmp_path):
+    root = cameras(tmp_path, column="label")
+    (root / "sample_submission.csv").unlink()
+    message = refusal(root, asked=Asked(metric="accuracy"))
+    assert all(part in message for part in ("train.csv", "'label'", "'cam0-0'", "'cam0', 'cam1'"))
+    (tmp_path / "train.csv").write_text("obs,label\ncam0,cat\ncam1,dog\n")  # about the classes
+    assert read_layout(root, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")
+
+
 def test_folders_with_the_names_that_the_table_holds_are_classes(tmp_path):
     root = cameras(tmp_path, ("cam0", "cam1"))
     assert read_layout(root, asked=Asked(metric="accuracy")).target.names == ("cam0", "cam1")

@@ -34,7 +34,15 @@ from pipeline.competition.label_candidates import (
     labels_of_folders,
     look_up,
 )
-from pipeline.competition.label_columns import FIRST, LABEL_FLAG, Choice, Wanted, choose_labels, unclear
+from pipeline.competition.label_columns import (
+    FIRST,
+    LABEL_FLAG,
+    LABEL_NAMES,
+    Choice,
+    Wanted,
+    choose_labels,
+    unclear,
+)
 from pipeline.competition.label_table import Found, Labelled, read_table, without_asked_rows
 from pipeline.competition.long_tables import labels_together, lists_read
 from pipeline.competition.sources import Source, Sources
@@ -200,23 +208,27 @@ def _folders_advice(classes: ClassFolders, found: Found) -> str:
 def _refuse_unlinked_labels(
     classes: ClassFolders, looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
 ) -> None:
-    """Raise if a training table has the column that the sample asks for, with other labels than the folders'
-    names, and only its ids lead to no image, or each to several: the folders are then cameras or sites, not
-    classes.
+    """Raise if a training table has labels other than the folders' names, and only its ids lead to no image,
+    or each to several: the folders are then cameras or sites, not classes.
+
+    Its labels are in the column that the sample asks for; without a sample in one that is called so.
     """
     for found in (entry.found for entry in looked_up if entry.found.source.role == "train"):
-        asked = [name for name in wanted.columns[:1] if len(wanted.columns) == 1]
-        same = [name for name in found.table.columns if plain_name(name) in map(plain_name, asked)]
-        labels = {cell.strip() for name in same for cell in found.table.column(name)}
+        table, ids = found.table, found.table.column(found.id_column)
+        asked = [plain_name(name) for name in wanted.columns] if len(wanted.columns) == 1 else []
+        called = asked or (() if wanted.columns else LABEL_NAMES)
+        same = [name for name in table.columns if name != found.id_column and plain_name(name) in called]
+        labels = {cell.strip() for name in same for cell in table.column(name)}
+        about_classes = not asked and (len(ids) <= len(classes.groups) or set(ids) & set(classes.groups))
         single = found.match.num_found if found.match.style in SEVERAL_EACH else found.match.num_single
-        if labels and not single and not labels & set(classes.groups):
-            table, ids = found.table, found.table.column(found.id_column)
+        if labels and not single and not labels & set(classes.groups) and not about_classes:
+            why = ", which the sample submission asks for," if asked else ""
             leads = "no id leads to an image"
             if several := [images for images in found.match.images if images]:
                 leads = f"each id is the name of several images, such as {listed(several[0])}"
             raise UserError(
-                f"{table.path}: its column {same[0]!r}, which the sample submission asks for, holds "
-                f"{quoted(sorted(labels)[:3])}, but {leads}: ids look like {quoted(ids[:3])} "
+                f"{table.path}: its column {same[0]!r}{why} holds {quoted(sorted(labels)[:3])}, but "
+                f"{leads}: ids look like {quoted(ids[:3])} "
                 f"(column {found.id_column!r}; --set data.id_column=NAME names another one), images like "
                 f"{quoted(index.images[:3])}; {link_advice(found.id_column)}. The "
                 f"folders in {classes.where} have other names ({quoted(list(classes.groups)[:3])}); if they "
