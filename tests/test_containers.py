@@ -308,6 +308,21 @@ def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_pat
     assert len(read_layout(tmp_path / "data").test) == 4
 
 
+def test_a_tar_with_a_zip_near_its_end_is_taken_as_a_whole(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    test = {name: content for name, content in files.items() if name.startswith("test/")}
+    first = {name: content for name, content in files.items() if name.startswith("train")}
+    last = {"sample_submission.csv": files["sample_submission.csv"]}
+    take(put(tmp_path / "download.tar", tarred(first | {"test.zip": zipped(test)} | last)))
+    assert names(tmp_path / "data") == sorted(files)
+
+
+def test_a_zip_behind_a_program_is_unpacked(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    take(put(tmp_path / "download.zip", b"#!/bin/sh\n" * 100 + zipped(files)))
+    assert names(tmp_path / "data") == sorted(files)
+
+
 def test_class_folders_alone_are_not_unwrapped(tmp_path, take):
     for number in range(4):
         put(tmp_path / f"kaggle/train/{'cat' if number % 2 else 'dog'}/{number}.png", png(grey(number)))

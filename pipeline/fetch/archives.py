@@ -184,7 +184,17 @@ def _is_damage(error: BaseException) -> bool:
 
 
 def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
-    return zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path, tarinfo=_BoundedTarInfo)
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(MAGIC[".zip"]):
+        return zipfile.ZipFile(path)
+    # A tar first: zipfile would find the end of a zip inside it, and read that one alone.
+    try:
+        return tarfile.open(path, tarinfo=_BoundedTarInfo)
+    except tarfile.ReadError:
+        if not zipfile.is_zipfile(path):
+            raise
+        return zipfile.ZipFile(path)  # behind a program that unpacks it
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
