@@ -81,6 +81,18 @@ def test_shards_of_parquet_are_one_table(tmp_path):
     assert competition.train[0].path.suffix == ".jpg"
 
 
+def test_rows_of_shards_without_ids_stand_in_the_order_of_the_shards_numbers(tmp_path):
+    images = [f"{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(6)]
+    (tmp_path / "train.csv").write_text("image,label\n" + "".join(images))
+    for shard in range(1, 12):
+        (tmp_path / f"test_{shard}.csv").write_text(f"image\n{text_of(100 + shard, '')}\n")
+    (tmp_path / "sample_submission.csv").write_text("id,label\n" + "".join(f"t_{n},a\n" for n in range(11)))
+    convert(tmp_path)
+    assert [(row.id, row.path.read_bytes()) for row in read_layout(tmp_path).test] == [
+        (f"t_{n}", encoded(101 + n)) for n in range(11)
+    ]
+
+
 def test_tables_of_texts_stay(tmp_path):
     text = "id,hash,label\n" + "".join(f"{n},{'abcdEFGH0123' * 20},a\n" for n in range(3))
     (tmp_path / "train.csv").write_text(text)

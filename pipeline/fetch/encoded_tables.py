@@ -16,7 +16,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.fetch.pixel_tables import frames
 from pipeline.fetch.pixels import encoded_suffix, new_file
 from pipeline.fetch.staged_rows import Staged, cell_text, named_rows, part_of, write_rows
-from pipeline.wording import capped, counted, listed, quoted
+from pipeline.wording import capped, counted, listed, natural_key, quoted
 
 ROWS = 200  # read at once
 FEWEST = 60  # characters of an encoded image
@@ -27,13 +27,15 @@ def convert(stage: Staged) -> None:
     """Write the images of each table of encoded images below `stage.root` unchanged, and the table again
     without them.
 
-    Tables of one part with the same columns (shards) are one.
+    Tables of one part with the same columns (shards) are one, in the order of their numbers: their rows may
+    have no ids.
 
     Raises:
         UserError: a table has several columns of images, or rows without one.
     """
     shards: dict[tuple[str, str, tuple[str, ...]], list[Path]] = {}
-    for path in stage.files((".csv", ".tsv", ".parquet")):
+    tables = stage.files((".csv", ".tsv", ".parquet"))
+    for path in sorted(tables, key=lambda path: natural_key(stage.shown(path))):
         if path == stage.sample or not (found := _image_columns(path)):
             continue
         columns, others = found
