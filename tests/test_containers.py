@@ -340,6 +340,43 @@ def test_an_archive_beside_its_folder_is_left_where_it_is(tmp_path, take):
     assert names(tmp_path / "data") == sorted(files)
 
 
+def test_the_only_file_of_an_archive_keeps_the_archives_name_as_its_folder(tmp_path, take):
+    for part, count in (("train", 8), ("test", 4)):
+        stacks = {"images": np.stack([grey(number) for number in range(count)])}
+        labels = {"labels": np.arange(count) % 4} if part == "train" else {}
+        data = io.BytesIO()
+        np.savez(data, **stacks, **labels)
+        put(tmp_path / f"kaggle/{part}.zip", zipped({"data.npz": data.getvalue()}))
+    sample(tmp_path / "kaggle", range(4))
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data", asked=Asked(metric="accuracy"))
+    assert (len(competition.train), len(competition.test)) == (8, 4)
+
+
+def test_a_class_archive_with_one_image_stays_a_class(tmp_path, take):
+    for name, count in (("cat", 2), ("dog", 2), ("emu", 1)):
+        images = {f"{name}{number}.png": png(grey(number)) for number in range(count)}
+        put(tmp_path / f"kaggle/train/{name}.zip", zipped(images))
+    take(tmp_path / "kaggle")
+    assert [row.label for row in read_layout(tmp_path / "data", need="train").train] == [
+        "cat",
+        "cat",
+        "dog",
+        "dog",
+        "emu",
+    ]
+
+
+def test_two_archives_with_a_table_of_one_name_are_both_unpacked(tmp_path, take):
+    put(tmp_path / "kaggle/first.zip", zipped({"data.csv": "a,b\n1,2\n"}))
+    put(tmp_path / "kaggle/second.zip", zipped({"data.csv": "a,b\n3,4\n"}))
+    put(tmp_path / "kaggle/third.zip", zipped({"data.csv": "a,b\n1,2\n"}))
+    said = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == ["data.csv", "second/data.csv"]
+    assert (tmp_path / "data/second/data.csv").read_text() == "a,b\n3,4\n"
+    assert "third.zip not unpacked: data.csv is there already" in said
+
+
 def test_a_folder_that_lacks_what_its_archive_holds_is_said(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     put(

@@ -4,6 +4,7 @@ originals are kept.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
@@ -204,9 +205,7 @@ def _unpack_beside(
         unpack(path, fresh, budget)
         inner = _unpack_below(fresh, f"{shown}/", budget, depth + 1)
         inside = list(fresh.iterdir()) if fresh.exists() else []
-        # If the archive has its own folder of this name, or a single table, do not add a second folder around
-        # it.
-        alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
+        alone = inside[0] if len(inside) == 1 and _needs_no_folder(inside[0], stem, place) else None
         content, goal = (alone, place / alone.name) if alone else (fresh, place / stem)
         if not inside or goal.exists():
             missing = (
@@ -218,6 +217,20 @@ def _unpack_beside(
         return "", []
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _needs_no_folder(only: Path, stem: str, place: Path) -> bool:
+    """Return True if the only entry of an archive needs no folder around it: it has the archive's name, or is
+    a table whose place is free.
+
+    For an image, the archive's name may be its class or its part of the data.
+    """
+    if only.name == stem:
+        return True
+    if not only.is_file() or suffix_of(only.name) not in COPIED:
+        return False
+    there = place / only.name
+    return not there.exists() or (there.is_file() and filecmp.cmp(only, there, shallow=False))
 
 
 def _names(content: Path) -> list[str]:
