@@ -1517,6 +1517,17 @@ def test_an_array_with_the_samples_ids_names_a_stack_whatever_it_is_called(tmp_p
     assert right_images(tmp_path / "data/test")
 
 
+def test_rows_without_ids_get_the_samples_ids_with_their_zeros(tmp_path, take):
+    digits(tmp_path / "kaggle", test=4)
+    sample(tmp_path / "kaggle", ["0002", "0001", "0004", "0003"])
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/test") == [f"000{number}.png" for number in range(1, 5)]
+    competition = read_layout(tmp_path / "data", need="test", asked=Asked(metric="accuracy"))
+    assert [(row.id, row.path.stem) for row in competition.test] == [
+        (name, name) for name in ("0002", "0001", "0004", "0003")
+    ]
+
+
 def test_rows_without_ids_get_numbered_ids_by_their_numbers(tmp_path, take):
     put(tmp_path / "kaggle/x", "")
     np.savez(tmp_path / "kaggle/all.npz", x_test=np.stack([grey(number) for number in range(12)]))

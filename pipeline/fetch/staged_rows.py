@@ -209,7 +209,8 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     Ids that are numbered (`t_0`, `t_1`, `t_10`, ...) are given in the order of their numbers, others in the
     order of the sample.
     """
-    numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
+    # 0007 is a name, and not the number of a row
+    numbers = {int(text) for text in stage.ids if re.fullmatch(r"0|[1-9][0-9]{0,17}", text)}
     first = min(numbers, default=0)
     consecutive = (
         len(numbers) == len(stage.ids) > 0
