@@ -112,7 +112,7 @@ def seven_zip(members: dict[str, bytes], attributes: Sequence[int] = ()) -> byte
     return b"7z\xbc\xaf\x27\x1c\0\x04" + struct.pack("<I", zlib.crc32(start)) + start + body + header
 
 
-def record(features: dict[str, bytes | int | float]) -> bytes:
+def record(features: dict[str, bytes | int | float | list[int]]) -> bytes:
     """One record of a TFRecord file, as its documentation has it."""
 
     def varint(value: int) -> bytes:
@@ -130,6 +130,8 @@ def record(features: dict[str, bytes | int | float]) -> bytes:
             feature = message(1, message(1, value))
         elif isinstance(value, int):
             feature = message(3, message(1, varint(value & (1 << 64) - 1)))
+        elif isinstance(value, list):
+            feature = message(3, message(1, b"".join(map(varint, value))))
         else:
             feature = message(2, message(1, struct.pack("<f", value)))
         entries += message(1, message(1, name.encode()) + message(2, feature))
@@ -866,6 +868,15 @@ def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
     assert "train.json" in message and "row 5" in message and "band_2" in message
 
 
+def test_labels_in_a_list_of_json_are_labels_of_one_cell(tmp_path, take):
+    chosen = [["cat"], ["dog"], ["cat", "dog"], ["emu", "cat"]] * 5
+    rows = [row | {"labels": chosen[number]} for number, row in enumerate(bands(20))]
+    put(tmp_path / "kaggle/train.json", json.dumps(rows))
+    take(tmp_path / "kaggle")
+    found = load_table(tmp_path / "data/train.csv").column("labels")
+    assert found == [" ".join(labels) for labels in chosen]
+
+
 def test_json_that_is_cut_short_is_refused(tmp_path, take):
     put(tmp_path / "kaggle/train.json", json.dumps(bands(40))[:-100_000])
     assert "cut short" in refused(take, tmp_path / "kaggle")
@@ -989,6 +1000,21 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     assert table.column("class") == "0 1 0 1 0 1 0 1 0".split()
     assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
+
+
+def test_all_labels_of_a_record_are_in_its_row(tmp_path, take):
+    """Also where the first row with several labels comes late."""
+    labels = [[number % 3] for number in range(100)] + [[0, 2], [1, 2]] * 3
+    records = [
+        record(
+            {"image": png(grey(number, 16)), "id": f"r{number}".encode(), "label": found, "x": [1, 2] * 50}
+        )
+        for number, found in enumerate(labels)
+    ]
+    said = take(put(tmp_path / "train.tfrec", b"".join(records)))
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.columns == ("id", "label") and "too long for a cell: x" in said
+    assert table.column("label") == [" ".join(map(str, found)) for found in labels]
 
 
 def test_records_whose_images_are_there_are_left_aside(tmp_path, take):

@@ -93,6 +93,20 @@ def test_rows_of_shards_without_ids_stand_in_the_order_of_the_shards_numbers(tmp
     ]
 
 
+@pytest.mark.parametrize(("name", "mark"), [("cat", " "), ("the cat", "|")])
+def test_a_list_of_labels_becomes_labels_of_one_cell(tmp_path, name, mark):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    chosen = [[name, "dog"], ["dog"], ["emu"], [name], ["emu", "dog"], [name, "emu"]] * 4
+    images = [{"bytes": encoded(n), "path": None} for n in range(24)]
+    parquet.write_table(pyarrow.table({"image": images, "labels": chosen}), tmp_path / "train.parquet")
+    convert(tmp_path)
+    competition = read_layout(tmp_path, need="train")
+    assert competition.target.kind == "multilabel"
+    assert set(competition.target.names) == {name, "dog", "emu"}
+    assert [row.label for row in competition.train] == [mark.join(labels) for labels in chosen]
+
+
 def test_tables_of_texts_stay(tmp_path):
     text = "id,hash,label\n" + "".join(f"{n},{'abcdEFGH0123' * 20},a\n" for n in range(3))
     (tmp_path / "train.csv").write_text(text)

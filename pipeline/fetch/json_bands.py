@@ -16,7 +16,15 @@ from tqdm import tqdm
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, channels_rule
-from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import (
+    BETWEEN,
+    Staged,
+    check_names,
+    id_column,
+    part_of,
+    row_ids,
+    write_rows,
+)
 from pipeline.wording import capped, counted, listed
 
 FEWEST = 64
@@ -113,6 +121,8 @@ def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule)
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
+        return BETWEEN.join(_text(each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.tables import load_table, write_table
 from pipeline.wording import capped, counted, listed
 
 TABLES = (".csv", ".tsv")
+BETWEEN = "\x1f"  # between the values of a cell that holds several, until the table is written
 ID_NAMES = tuple("id imageid image imagename imgid idcode filename file fileid name index uuid guid".split())
 PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
 
@@ -314,10 +315,12 @@ def are_sample_ids(stage: Staged, part: str, values: Sequence[str]) -> bool:
 def cell_text(value: object) -> str:
     """Return a value of an array or a parquet table as the text of a cell.
 
-    1.0 is written 1; a missing value (None, NaN) is empty.
+    1.0 is written 1; a missing value (None, NaN) is empty. Several values have BETWEEN between them.
     """
     if value is None:
         return ""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return BETWEEN.join(cell_text(each) for each in value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (np.floating, float)):
@@ -381,6 +384,16 @@ def write_rows(
         except UserError:
             pass
         path = versioned(path)
-    write_table(path, columns, rows)
+    write_table(path, columns, _with_separators(rows))
     stage.written[path] = list(columns), [list(row) for row in rows]
     return path.name
+
+
+def _with_separators(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Yield the rows with a space between the values of a cell; with | where the values have spaces."""
+    marks = [
+        "|" if any(BETWEEN in cell for cell in cells) and any(" " in cell for cell in cells) else " "
+        for cells in zip(*rows, strict=True)
+    ]
+    for row in rows:
+        yield [cell.replace(BETWEEN, mark) for cell, mark in zip(row, marks, strict=True)]
