@@ -81,6 +81,22 @@ def test_shards_of_parquet_are_one_table(tmp_path):
     assert competition.train[0].path.suffix == ".jpg"
 
 
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_file_names_beside_the_bytes_are_the_samples_ids(tmp_path, suffix):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for part, numbers in (("train", range(6)), ("test", (53, 51, 50, 52))):
+        images = [{"bytes": encoded(n), "path": f"images/s{n}.png"} for n in numbers]
+        labels = {"label": ["ab"[n % 2] for n in numbers]} if part == "train" else {}
+        parquet.write_table(pyarrow.table({"image": images, **labels}), tmp_path / f"{part}.parquet")
+    rows = "".join(f"s{n}{suffix},a\n" for n in range(50, 54))
+    (tmp_path / "sample_submission.csv").write_text("id,label\n" + rows)
+    convert(tmp_path)
+    assert [(row.id, row.path.read_bytes()) for row in read_layout(tmp_path).test] == [
+        (f"s{n}{suffix}", encoded(n)) for n in range(50, 54)
+    ]
+
+
 def test_rows_of_shards_without_ids_stand_in_the_order_of_the_shards_numbers(tmp_path):
     images = [f"{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(6)]
     (tmp_path / "train.csv").write_text("image,label\n" + "".join(images))

@@ -15,7 +15,15 @@ from pipeline.competition.folders import suffix_of
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.pixel_tables import frames
 from pipeline.fetch.pixels import encoded_suffix, new_file
-from pipeline.fetch.staged_rows import Staged, cell_text, named_rows, part_of, write_rows
+from pipeline.fetch.staged_rows import (
+    Staged,
+    are_sample_ids,
+    cell_text,
+    id_column,
+    named_rows,
+    part_of,
+    write_rows,
+)
 from pipeline.wording import capped, counted, listed, natural_key, quoted
 
 ROWS = 200  # read at once
@@ -80,6 +88,12 @@ def _decoded(value: Any) -> bytes:
     return value if isinstance(value, bytes) and encoded_suffix(value) else b""
 
 
+def _file_name(value: Any) -> str:
+    """Return the file name that a cell of Hugging Face datasets gives beside the bytes; empty without one."""
+    path = value.get("path") if isinstance(value, dict) else None
+    return path.replace("\\", "/").rpartition("/")[2] if isinstance(path, str) else ""
+
+
 def _rows(
     stage: Staged, paths: list[Path], column: str, others: list[str]
 ) -> Iterator[tuple[Any, list[str]]]:
@@ -97,16 +111,25 @@ def _rows(
 
 def _write(stage: Staged, part: str, column: str, others: list[str], paths: list[Path]) -> None:
     shown = listed(stage.shown(path) for path in paths)
-    bad, rows = [], []
+    bad, rows, file_names = [], [], []
     for number, (value, row) in enumerate(_rows(stage, paths, column, others), start=1):
         rows.append(row)
+        file_names.append(_file_name(value))
         if not _decoded(value):
             bad.append(f"row {number} (without header): column {column!r} holds no encoded image")
     raise_all(
         capped(bad, "rows have no image"), f"{shown}: images are missing or damaged, download it again:"
     )
+    if id_column(stage, others, rows, part) is None:
+        for ids in (file_names, [name.rpartition(".")[0] for name in file_names]):
+            if are_sample_ids(stage, part, ids):
+                others, rows = (
+                    [stage.id_column, *others],
+                    [[name, *row] for name, row in zip(ids, rows, strict=True)],
+                )
+                break
     named = named_rows(stage, others, rows, part, paths[0], shown)
-    for name, (value, _) in zip(named.names, _rows(stage, paths, column, others), strict=True):
+    for name, (value, _) in zip(named.names, _rows(stage, paths, column, []), strict=True):
         data = _decoded(value)
         # an id 7.png is the name of the file
         suffix = "" if suffix_of(name) == encoded_suffix(data) else encoded_suffix(data)
