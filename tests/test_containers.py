@@ -868,6 +868,23 @@ def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
     assert "train.json" in message and "row 5" in message and "band_2" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f'[{{"id": 1, "x": {"9" * 5000}}}]', "extra.json was not read"),
+        (json.dumps([{"id": number, "x": [1, *["a"] * 80]} for number in range(5)]), ""),
+        (json.dumps([{"id": number, "x": [[1] * 40, [2] * 39]} for number in range(5)]), ""),
+        (json.dumps([{"id": number, "x": [10**400] * 64} for number in range(5)]), ""),
+    ],
+    ids=["a number of 5,000 digits", "texts after a number", "rows of two lengths", "beyond floats"],
+)
+def test_json_that_is_no_bands_of_numbers_stays(tmp_path, take, text, words):
+    folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/extra.json", text)
+    assert words in take(tmp_path / "kaggle")
+    assert (tmp_path / "data/extra.json").read_text() == text
+
+
 def test_labels_in_a_list_of_json_are_labels_of_one_cell(tmp_path, take):
     chosen = [["cat"], ["dog"], ["cat", "dog"], ["emu", "cat"]] * 5
     rows = [row | {"labels": chosen[number]} for number, row in enumerate(bands(20))]

@@ -151,10 +151,11 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     if sizes:
         usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys))
     # Boxes and outlines vary in length; bands of images nearly always have the same length.
-    whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
+    bands = [[_numbers(row.get(key)) for key in keys] for row in rows]
+    whole = [row for row in bands if all(band is not None and band.size == usual for band in row)]
     if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):
         return None
-    first = [np.asarray(row[key], np.float64) for row in whole for key in keys]
+    first = [band for row in whole for band in row]
     if first[0].ndim == 2:
         shape = Shape(*first[0].shape)
     else:
@@ -179,6 +180,14 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value[0], (int, float)) and not isinstance(value[0], bool) else 0
 
 
+def _numbers(value: Any) -> np.ndarray | None:
+    """Return a list (or list of lists of one length) of numbers as float64; None if it is none."""
+    try:
+        return np.asarray(value, np.float64) if _size(value) else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
     """Return (C, H, W) float64 of a row.
 
@@ -189,10 +198,9 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
     for key in bands.keys:
         if _size(row.get(key)) == 0:
             raise ValueError(f"no numbers in {key!r}")
-        try:
-            values = np.asarray(row[key], np.float64).ravel()
-        except (ValueError, TypeError):
-            raise ValueError(f"a value in {key!r} is not a number") from None
+        values = _numbers(row[key])
+        if values is None:
+            raise ValueError(f"a value in {key!r} is not a number")
         count = bands.shape.height * bands.shape.width * (1 if bands.shape.order == "grey" else 3)
         if values.size != count:
             raise ValueError(f"{values.size:,} numbers in {key!r}, expected {count:,}")
@@ -201,7 +209,7 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
                 f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} not finite (NaN or "
                 "infinite)"
             )
-        planes.append(bands.shape.planes(values))
+        planes.append(bands.shape.planes(values.ravel()))
     return np.concatenate(planes)
 
 
@@ -239,10 +247,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{path.name} is not a list of objects")
                 try:
                     value, position = decoder.raw_decode(buffer, position)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    if not ended and not is_list and len(buffer) > longest:
+                except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+                    unreadable = not isinstance(error, json.JSONDecodeError)
+                    if not ended and not is_list and len(buffer) > longest and not unreadable:
                         raise UserError(f"{path.name} is one large object, not a list") from None
-                    if ended or len(buffer) > longest or isinstance(error, RecursionError):
+                    if ended or len(buffer) > longest or unreadable:
                         raise UserError(
                             f"{path.name} is cut short or broken: {error}; download it again"
                         ) from None
