@@ -969,6 +969,14 @@ def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take
     assert "cut.npy was not turned into images: it is damaged" in output
 
 
+@pytest.mark.parametrize("kind", ["U3", "S3", "complex64", "datetime64[D]", "timedelta64[s]"])
+def test_an_array_of_other_values_than_numbers_is_kept(tmp_path, take, kind):
+    folder_competition(tmp_path / "kaggle")
+    np.save(tmp_path / "kaggle/extra.npy", np.ones((20, 20), "int64").astype(kind))
+    assert "NumPy files without images, kept: extra.npy" in take(tmp_path / "kaggle")
+    assert not (tmp_path / "data/extra.png").exists()
+
+
 def test_a_stack_without_labels_is_refused(tmp_path, take):
     put(tmp_path / "kaggle/x.txt", "")
     np.save(tmp_path / "kaggle/x_train.npy", np.stack([grey(number) for number in range(10)]))

@@ -87,7 +87,9 @@ def convert(stage: Staged) -> None:
     )
     stacks = stacks_of(stage, arrays)
     single = [
-        array for array in arrays if array not in stacks and not array.key and is_image_shape(array.shape)
+        array
+        for array in arrays
+        if array not in stacks and not array.key and array.kind in "uifb" and is_image_shape(array.shape)
     ]
     if single and stage.has_images([array.path.stem for array in single]):
         stage.notes.append(
