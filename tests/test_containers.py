@@ -1234,6 +1234,28 @@ def test_parquet_pixels(tmp_path, take):
     assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
 
 
+@pytest.mark.parametrize("kind", ["pixels", "encoded"])
+def test_parquet_that_is_damaged_in_later_rows_is_refused(tmp_path, take, kind):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pandas as pd
+
+    if kind == "encoded":
+        frame = pd.DataFrame({"image": [png(grey(number)) for number in range(60)], "label": list("ab" * 30)})
+    else:
+        columns = [f"pixel{number}" for number in range(64)]
+        frame = pd.DataFrame(np.arange(300 * 64).reshape(300, 64) % 256, columns=columns)
+    path = tmp_path / "kaggle/train.parquet"
+    path.parent.mkdir()
+    frame.to_parquet(path, row_group_size=len(frame) // 3)
+    column = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = bytes(255 - byte for byte in content[start : start + 60])
+    path.write_bytes(content)
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.parquet" in message and "damaged" in message
+
+
 # ---- HDF5: an optional package too ----
 
 

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline.competition.folders import suffix_of
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.pixel_tables import frames
+from pipeline.fetch.pixel_tables import DAMAGE, frames
 from pipeline.fetch.pixels import encoded_suffix, new_file
 from pipeline.fetch.staged_rows import (
     Staged,
@@ -103,7 +101,7 @@ def _rows(
                 cells = frame[others].to_numpy(dtype=object).tolist()
                 for value, row in zip(frame[column], cells, strict=True):
                     yield value, [cell_text(cell) for cell in row]
-        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        except DAMAGE as error:
             raise UserError(
                 f"{stage.shown(path)} cannot be read as a table: {' '.join(str(error).split())}"
             ) from None
