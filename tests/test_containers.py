@@ -511,6 +511,15 @@ def test_an_archive_that_lies_in_the_data_folder(tmp_path):
     assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
 
 
+def test_a_link_to_nothing_in_the_data_folder_is_named(tmp_path):
+    put(tmp_path / "data/the-slug.zip", zipped(folder_competition(tmp_path / "plain")))
+    (tmp_path / "data/broken").symlink_to(tmp_path / "nowhere")
+    flags = ["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]
+    with pytest.raises(UserError, match="broken"):
+        install.main(flags)
+    assert install.main([*flags, "--yes"]) == 0
+
+
 def test_make_takes_a_path_with_spaces(tmp_path):
     folder_competition(tmp_path / "my downloads")
     command = [
