@@ -379,6 +379,13 @@ def test_two_archives_with_a_table_of_one_name_are_both_unpacked(tmp_path, take)
     assert "third.zip not unpacked: data.csv is there already" in said
 
 
+def test_a_folder_with_spaces_that_lacks_what_its_archive_holds_is_named(tmp_path, take):
+    images = {f"{number}.png": png(grey(number)) for number in range(3)}
+    put(tmp_path / "kaggle/all my images.zip", zipped(images))
+    put(tmp_path / "kaggle/all my images/0.png", images["0.png"])
+    assert "'all my images'" in refused(take, tmp_path / "kaggle")
+
+
 def test_a_folder_that_lacks_what_its_archive_holds_is_said(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     put(
@@ -410,6 +417,16 @@ def test_a_hostile_or_damaged_archive_moves_nothing(tmp_path, take, name, packed
     message = refused(take, tmp_path / "kaggle" if in_folder else path)
     assert name in message and words in message
     assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("names_too", [False, True])
+def test_an_encrypted_7z_is_said(tmp_path, take, names_too):
+    py7zr = pytest.importorskip("py7zr")
+    path = tmp_path / "locked.7z"
+    with py7zr.SevenZipFile(path, "w", password="secret", header_encryption=names_too) as archive:
+        archive.writestr("text", "a.txt")
+    message = refused(take, path)
+    assert "encrypted" in message and "download it again" not in message
 
 
 def test_a_tar_with_a_link_is_refused(tmp_path, take):
