@@ -25,6 +25,7 @@ PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.
 # too.
 COPIED = frozenset(".csv .tsv .json .jsonl .txt .md .yaml .yml .xml .xls .xlsx .parquet .py .ipynb".split())
 
+THERE = " is there already"  # end of the reason why an archive was not unpacked
 TELLING = frozenset(".csv .tsv .json .parquet .npy .npz .bson .h5 .hdf5 .tfrec .tfrecord .tfrecords".split())
 
 
@@ -105,13 +106,13 @@ def _stage_folder(source: Path, target: Path) -> list[str]:
         if missing:
             problems.append(
                 f"{shown} holds {counted(len(missing), 'file')} that are missing in the folder "
-                f"{problem.split(' ')[0]} beside it ({listed(missing)}): was it unpacked only partly? Move "
-                "one of the two away"
+                f"{problem.removesuffix(THERE)!r} beside it ({listed(missing)}): was it unpacked only "
+                "partly? Move one of the two away"
             )
         elif problem:
             notes.append(
                 f"{shown} not unpacked: {problem}, with all its files"
-                if "already" in problem
+                if problem.endswith(THERE)
                 else f"{shown} left out: {problem}"
             )
     raise_all(
@@ -211,7 +212,7 @@ def _unpack_beside(
             missing = (
                 [name for name in _names(content) if not (goal / name).exists()] if goal.is_dir() else []
             )
-            return (f"{goal.name} is there already" if inside else "it is empty"), missing
+            return (f"{goal.name}{THERE}" if inside else "it is empty"), missing
         content.rename(goal)
         notes += inner
         return "", []
