@@ -1149,6 +1149,32 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     assert containers.read_converted(tmp_path / "data") is None  # no image of a test part
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_dicom_with_a_palette_has_its_colours(tmp_path, take, bits):
+    rng, scale = np.random.default_rng(0), 257 if bits == 16 else 1
+    colours = rng.integers(0, 256, (3, 256)).astype(np.uint16)
+    palette = {
+        f"{name}PaletteColorLookupTable{key}": value
+        for name, levels in zip(("Red", "Green", "Blue"), colours, strict=True)
+        for key, value in (
+            ("Descriptor", [256, 0, bits]),
+            ("Data", (levels * scale).astype(f"<u{bits // 8}").tobytes()),
+        )
+    }
+    values = rng.integers(0, 256, (64, 48)).astype(np.uint16)
+    dicom(tmp_path / "kaggle/train/1/a.dcm", values, PhotometricInterpretation="PALETTE COLOR", **palette)
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/1/a.png") == colours[:, values].transpose(1, 2, 0)).all()
+
+
+def test_dicom_named_by_its_uid_is_read(tmp_path, take):
+    for name in ("1.2.840.10", "1.2.840.11"):
+        dicom(tmp_path / f"kaggle/train/1/{name}", np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    put(tmp_path / "kaggle/train/1/1.2.840.12", b"no DICOM")
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train/1") == ["1.2.840.10.png", "1.2.840.11.png", "1.2.840.12"]
+
+
 def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
     dicom(
         tmp_path / "kaggle/train/dark.dcm", np.full((32, 32), 500, np.uint16) + np.arange(32, dtype=np.uint16)
