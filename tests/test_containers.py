@@ -1053,6 +1053,29 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
 
+@pytest.mark.parametrize("kind", ["json", "tfrec", "npz"])
+def test_a_column_of_repeated_ids_stays_beside_the_names_of_the_images(tmp_path, take, kind):
+    ids = [number // 2 for number in range(10)]
+    labels = [number % 3 for number in range(10)]
+    path = tmp_path / f"kaggle/train.{kind}"
+    if kind == "json":
+        rows = [
+            row | {"id": one, "label": label} for row, one, label in zip(bands(10), ids, labels, strict=True)
+        ]
+        put(path, json.dumps(rows))
+    elif kind == "tfrec":
+        features = ({"id": one, "label": label} for one, label in zip(ids, labels, strict=True))
+        put(path, b"".join(record({"image": png(grey(n))} | each) for n, each in enumerate(features)))
+    else:
+        put(path, "")
+        np.savez(path, x=np.stack([grey(number) for number in range(10)]), id=ids, label=labels)
+    take(tmp_path / "kaggle")
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.column("image") == [str(number) for number in range(10)]
+    assert table.column("id") == [str(one) for one in ids]
+    assert table.column("label") == [str(label) for label in labels]
+
+
 def test_all_labels_of_a_record_are_in_its_row(tmp_path, take):
     """Also where the first row with several labels comes late."""
     labels = [[number % 3] for number in range(100)] + [[0, 2], [1, 2]] * 3

@@ -19,10 +19,9 @@ from pipeline.fetch.pixels import Shape, channels_rule
 from pipeline.fetch.staged_rows import (
     BETWEEN,
     Staged,
-    check_names,
     id_column,
+    named_rows,
     part_of,
-    row_ids,
     write_rows,
 )
 from pipeline.wording import capped, counted, listed
@@ -97,24 +96,18 @@ def _in_order_of(first: list[str], keys: list[str]) -> list[str]:
 def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
-    column = id_column(stage, columns, cells, bands.part)
-    if column is None:
-        names, how = row_ids(stage, bands.part, len(rows))
-        columns = [stage.id_column, *columns]
-        cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
-    else:
-        names, how = [row[column] for row in cells], f"{columns[column]!r}"
-    check_names(names, stage.shown(bands.path))
-    folder, original = bands.part or bands.path.stem, stage.shown(bands.path)
+    original = stage.shown(bands.path)
+    named = named_rows(stage, columns, cells, bands.part, bands.path, original)
+    folder = stage.root / named.folder
     for name, row in zip(
-        tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
+        tqdm(named.names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
     ):
-        stage.save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
+        stage.save(rule.apply(_planes(row, bands)), folder / f"{name}.png")
     bands.path.unlink()
-    written = write_rows(stage, bands.part, bands.path.stem, columns, cells)
+    written = write_rows(stage, bands.part, bands.path.stem, named.columns, named.cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({bands.shape.says}, from "
-        f"{listed(bands.keys)}; names: {how}); the other keys: {written}"
+        f"{original}: {counted(len(rows), 'image')} written into {named.folder}/ ({bands.shape.says}, from "
+        f"{listed(bands.keys)}; names: {named.how}); the other keys: {written}"
     )
 
 

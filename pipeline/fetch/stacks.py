@@ -24,6 +24,7 @@ from pipeline.fetch.staged_rows import (
     cell_text,
     check_names,
     id_column,
+    new_column,
     part_of,
     row_ids,
     write_rows,
@@ -195,7 +196,8 @@ def _write_stack(stage: Staged, array: Array, vectors: list[Array], rule: Rule) 
             stage.save(rule.apply(planes_of(image)), stage.root / folder / f"{name}.png")
     written = ""
     if labels:
-        columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]
+        columns = [_label_name(vector, len(labels)) for vector in labels]
+        columns = [new_column(stage, columns), *columns]
         rows = [[name, *(texts[vector][number] for vector in labels)] for number, name in enumerate(names)]
         written = f"; labels: {write_rows(stage, part, array.path.stem, columns, rows)}"
     stage.notes.append(

@@ -253,7 +253,7 @@ def named_rows(
     column, folder = id_column(stage, columns, cells, part), part or path.stem
     if column is None:
         names, how = row_ids(stage, part, len(cells))
-        columns = [stage.id_column if stage.id_column not in columns else "image", *columns]
+        columns = [new_column(stage, columns), *columns]
         cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
         if (stage.root / folder).exists():  # rows of another table may have the same row numbers
             folder = path.stem
@@ -261,6 +261,11 @@ def named_rows(
         names, how = [row[column] for row in cells], f"column {columns[column]!r}"
     check_names(names, shown)
     return NamedRows(names, how, columns, cells, folder)
+
+
+def new_column(stage: Staged, columns: Sequence[str]) -> str:
+    """Return the name of a new column of ids: that of the sample, if none of `columns` has it already."""
+    return next(name for name in (stage.id_column, "image", "name of the image") if name not in columns)
 
 
 def _by_number(ids: Sequence[str]) -> list[str] | None:

@@ -21,6 +21,7 @@ from pipeline.fetch.staged_rows import (
     ID_NAMES,
     Staged,
     check_names,
+    new_column,
     part_of,
     row_ids,
     write_rows,
@@ -134,6 +135,7 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
             ]
             left = [key for key in columns if not all(_is_cell(example.get(key)) for example in first)]
             columns = [key for key in columns if key not in left]
+            id_name = name or new_column(stage, columns)
             unnamed = sum(1 for path in paths for _ in _of(stage, path)) if not name else 0
             names, how = row_ids(stage, part, unnamed) if not name else ([], f"feature {name!r}")
             if part == "val":  # in train/, where training rows have these numbers
@@ -158,10 +160,10 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                     written.append(image_id)
                     cells.append([image_id, *(_cell(example.get(key)) for key in columns)])
                 bar.update()
-            header, _ = rows.setdefault(into, ([name or stage.id_column, *columns], []))
+            header, _ = rows.setdefault(into, ([id_name, *columns], []))
             if left:
                 stage.notes.append(f"{into}/: left out of the table, too long for a cell: {listed(left)}")
-            rows[into][1].extend(_aligned(header, [name or stage.id_column, *columns], cells))
+            rows[into][1].extend(_aligned(header, [id_name, *columns], cells))
             also = "; rows of the validation part are labelled too" if part == "val" else ""
             stage.notes.append(
                 f"{counted(len(written), 'image')} of TFRecords written into {into}/ (names: {how}){also}"
