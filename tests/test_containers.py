@@ -1076,6 +1076,18 @@ def test_a_column_of_repeated_ids_stays_beside_the_names_of_the_images(tmp_path,
     assert table.column("label") == [str(label) for label in labels]
 
 
+def test_rows_of_the_validation_part_keep_their_names_if_these_are_called_otherwise(tmp_path, take):
+    for part, key in (("train", "image_name"), ("val", "file")):
+        records = [
+            record({"image": png(grey(n, 16)), key: f"{part}{n}".encode(), "label": n % 2}) for n in range(4)
+        ]
+        put(tmp_path / f"kaggle/{part}.tfrec", b"".join(records))
+    take(tmp_path / "kaggle")
+    assert {row.id: row.label for row in read_layout(tmp_path / "data", need="train").train} == {
+        f"{part}{n}": str(n % 2) for part in ("train", "val") for n in range(4)
+    }
+
+
 def test_all_labels_of_a_record_are_in_its_row(tmp_path, take):
     """Also where the first row with several labels comes late."""
     labels = [[number % 3] for number in range(100)] + [[0, 2], [1, 2]] * 3

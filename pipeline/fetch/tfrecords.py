@@ -176,7 +176,12 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
 
 
 def _aligned(header: list[str], columns: list[str], cells: list[list[str]]) -> list[list[str]]:
-    return [[dict(zip(columns, row, strict=True)).get(column, "") for column in header] for row in cells]
+    """Return rows of `columns` in the order of `header`. The first is the name of the image in both."""
+    found = [dict(zip(columns, row, strict=True)) for row in cells]
+    return [
+        [row[0], *(known.get(column, "") for column in header[1:])]
+        for row, known in zip(cells, found, strict=True)
+    ]
 
 
 def _named(stage: Staged, paths: list[Path], name: str) -> list[str]:
