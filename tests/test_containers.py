@@ -995,6 +995,36 @@ def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take
     assert "cut.npy was not turned into images: it is damaged" in output
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy", "h5"])
+def test_labels_of_several_values_are_refused_and_nothing_else_is_taken_for_them(tmp_path, take, kind):
+    arrays = {"x": np.stack([grey(number) for number in range(20)]), "fold": np.arange(20) % 5}
+    arrays["y"] = np.eye(3, dtype=np.int64)[np.arange(20) % 3]
+    put(tmp_path / "kaggle/x", "")
+    if kind == "h5":
+        hdf5(tmp_path / "kaggle/train.h5", arrays)
+    elif kind == "npz":
+        np.savez(tmp_path / "kaggle/train.npz", **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(tmp_path / f"kaggle/{name}_train.npy", array)
+    message = refused(take, tmp_path / "kaggle")
+    assert "y" in message and "3 values for each of 20 images" in message
+    # As the message says
+    write_table(
+        tmp_path / "kaggle/train.csv", ["id", "a", "b", "c"], [[n, *row] for n, row in enumerate(arrays["y"])]
+    )
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data", need="train")
+    assert [(row.id, row.label) for row in competition.train] == [(str(n), "abc"[n % 3]) for n in range(20)]
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    stack = np.stack([grey(number) for number in range(20)])
+    np.savez(tmp_path / "kaggle/train.npz", x=stack, y=np.arange(20) % 2, features=np.ones((20, 5)))
+    assert "not used: features (20, 5)" in take(tmp_path / "kaggle")
+
+
 @pytest.mark.parametrize("kind", ["U3", "S3", "complex64", "datetime64[D]", "timedelta64[s]"])
 def test_an_array_of_other_values_than_numbers_is_kept(tmp_path, take, kind):
     folder_competition(tmp_path / "kaggle")
