@@ -943,6 +943,22 @@ def test_a_stack_with_labels(tmp_path, take):
     assert load_table(tmp_path / "data/train.csv").cells[3] == ("3", "1")
 
 
+@pytest.mark.parametrize(
+    "keys", [("Xtrain", "ytrain", "Xtest"), ("xtrain", "ytrain", "xtest"), ("trainX", "trainy", "testX")]
+)
+def test_the_part_of_a_stack_is_known_without_a_mark_after_x(tmp_path, take, keys):
+    stacks = [np.stack([grey(number + start) for number in range(6)]) for start in (0, 40)]
+    put(tmp_path / "kaggle/x", "")
+    for key, array in zip(keys, (stacks[0], np.arange(6) % 3, stacks[1]), strict=True):
+        np.save(tmp_path / f"kaggle/{key}.npy", array)
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data")
+    assert [row.label for row in competition.train] == [str(number % 3) for number in range(6)]
+    assert [(pixels_of(row.path) == stacks[1][n]).all() for n, row in enumerate(competition.test)] == [
+        True
+    ] * 6
+
+
 def test_a_stack_whose_ids_stand_in_a_table(tmp_path, take):
     put(
         tmp_path / "kaggle/train.csv",

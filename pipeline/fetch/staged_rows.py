@@ -23,7 +23,10 @@ from pipeline.wording import capped, counted, listed
 TABLES = (".csv", ".tsv")
 BETWEEN = "\x1f"  # between the values of a cell that holds several, until the table is written
 ID_NAMES = tuple("id imageid image imagename imgid idcode filename file fileid name index uuid guid".split())
-PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
+# Also in Xtrain and trainy: x for images and y for labels
+PARTS = re.compile(
+    r"(?<![a-z])[xy]?(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))[xy]?(?![a-z])"
+)
 
 
 def part_of(path: str) -> str:
