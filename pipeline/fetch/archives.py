@@ -198,7 +198,19 @@ def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A tar member whose headers (long names, pax) are checked for size before they are read."""
+    """A tar member whose headers (long names, pax) are checked for size before they are read.
+
+    A tar ends with a block of zeros. At any other end Python leaves out the rest without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _BoundedTarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            if archive.offset == 0:  # no tar
+                raise
+            raise tarfile.ReadError(f"cut short or damaged at byte {archive.offset:,}: {error}") from None
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         about = (
