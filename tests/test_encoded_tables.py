@@ -97,6 +97,19 @@ def test_file_names_beside_the_bytes_are_the_samples_ids(tmp_path, suffix):
     ]
 
 
+def test_shards_whose_columns_have_another_order_are_one_table(tmp_path):
+    (tmp_path / "train_1.csv").write_text(
+        "id,image,label\n" + "".join(f"{n},{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(4))
+    )
+    (tmp_path / "train_2.csv").write_text(
+        "label,id,image\n" + "".join(f"{'ab'[n % 2]},{n},{text_of(n, '')}\n" for n in range(4, 8))
+    )
+    convert(tmp_path)
+    assert {row.id: row.label for row in read_layout(tmp_path, need="train").train} == {
+        str(n): "ab"[n % 2] for n in range(8)
+    }
+
+
 def test_rows_of_shards_without_ids_stand_in_the_order_of_the_shards_numbers(tmp_path):
     images = [f"{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(6)]
     (tmp_path / "train.csv").write_text("image,label\n" + "".join(images))

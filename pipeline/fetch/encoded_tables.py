@@ -39,7 +39,8 @@ def convert(stage: Staged) -> None:
     Raises:
         UserError: a table has several columns of images, or rows without one.
     """
-    shards: dict[tuple[str, str, tuple[str, ...]], list[Path]] = {}
+    shards: dict[tuple[str, str, frozenset[str]], list[Path]] = {}
+    orders: dict[Path, list[str]] = {}  # the other columns of each table
     tables = stage.files((".csv", ".tsv", ".parquet"))
     for path in sorted(tables, key=lambda path: natural_key(stage.shown(path))):
         if path == stage.sample or not (found := _image_columns(path)):
@@ -50,12 +51,13 @@ def convert(stage: Staged) -> None:
                 f"{stage.shown(path)}: the columns {quoted(columns)} all hold encoded images, and a row can "
                 "have one: take the others out of the table"
             )
-        shards.setdefault((part_of(stage.shown(path)), columns[0], tuple(others)), []).append(path)
+        orders[path] = others
+        shards.setdefault((part_of(stage.shown(path)), columns[0], frozenset(others)), []).append(path)
     if len(shards) == 1 and not stage.image_names and stage.repeated is None:
         shards = {(part or "train", *rest): paths for (part, *rest), paths in shards.items()}  # type: ignore[misc]
-    for (part, column, others), paths in shards.items():
+    for (part, column, _), paths in shards.items():
         stage.packages |= {"pyarrow"} if suffix_of(paths[0].name) == ".parquet" else set()
-        _write(stage, part, column, list(others), paths)
+        _write(stage, part, column, orders[paths[0]], paths)
 
 
 def _image_columns(path: Path) -> tuple[list[str], list[str]] | None:
