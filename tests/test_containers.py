@@ -753,6 +753,21 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
     ).all()
 
 
+def test_two_tables_of_a_part_share_one_whatever_the_order_of_their_columns(tmp_path, take):
+    pixel_names = [f"pixel{number}" for number in range(64)]
+    for table, header in (("train_1", ["label", "id"]), ("train_2", ["id", "label"])):
+        rows = []
+        for number in range(6):
+            cells = {"label": f"c{number % 2}", "id": f"{table}-{number}"}
+            rows.append([*(cells[name] for name in header), *grey(number, 8).ravel().tolist()])
+        (tmp_path / "kaggle").mkdir(exist_ok=True)
+        write_table(tmp_path / f"kaggle/{table}.csv", [*header, *pixel_names], rows)
+    take(tmp_path / "kaggle")
+    assert {row.id: row.label for row in read_layout(tmp_path / "data", need="train").train} == {
+        f"{table}-{number}": f"c{number % 2}" for table in ("train_1", "train_2") for number in range(6)
+    }
+
+
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):
     put(tmp_path / "kaggle/train/a1.png", png(grey(1)))
     columns = [f"pixel{number}" for number in range(784)]

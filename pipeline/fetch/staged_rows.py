@@ -232,7 +232,8 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
 
 @dataclass(frozen=True)
 class NamedRows:
-    """The rows of a table whose images become files: a name for each, and the table without its images.
+    """The rows of a table whose images become files: a name for each, and the table without its images, with
+    the names in its first column.
 
     `how`: where the names come from, for messages. `folder`: below the root, for the images.
     """
@@ -262,6 +263,8 @@ def named_rows(
             folder = path.stem
     else:
         names, how = [row[column] for row in cells], f"column {columns[column]!r}"
+        order = [column, *(other for other in range(len(columns)) if other != column)]
+        columns, cells = [columns[each] for each in order], [[row[each] for each in order] for row in cells]
     check_names(names, shown)
     return NamedRows(names, how, columns, cells, folder)
 
@@ -372,15 +375,17 @@ def write_rows(
 ) -> str:
     """Write the table of a part (`train.csv`, `test.csv`; else `<stem>.csv`). Returns its name.
 
-    If a table with these ids exists already, nothing is written. Rows of several containers of a part share
-    one table if their columns are equal and their ids differ.
+    The first column holds the ids. If a table with these ids exists already, nothing is written. Rows of
+    several containers of a part share one table if they have the same columns, in any order, and other ids.
     """
     name = f"{part or stem}.csv"
     path = stage.root / name
     if path in stage.written:
         known, before = stage.written[path]
-        if known == list(columns) and not {row[0] for row in before} & {row[0] for row in rows}:
-            rows = [*before, *rows]
+        alike = known[0] == columns[0] and sorted(known) == sorted(columns)
+        if alike and not {row[0] for row in before} & {row[0] for row in rows}:
+            order = [list(columns).index(column) for column in known]
+            columns, rows = known, [*before, *([row[each] for each in order] for row in rows)]
         else:
             path = versioned(stage.root / f"{stem}.csv")
     elif path.exists():
