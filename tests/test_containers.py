@@ -1049,6 +1049,16 @@ def test_labels_of_several_values_are_refused_and_nothing_else_is_taken_for_them
     assert [(row.id, row.label) for row in competition.train] == [(str(n), "abc"[n % 3]) for n in range(20)]
 
 
+def test_labels_called_y_valid_are_no_ids_though_valid_ends_with_id(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    for part in ("train", "valid"):
+        np.save(tmp_path / f"kaggle/x_{part}.npy", np.stack([grey(number) for number in range(6)]))
+        np.save(tmp_path / f"kaggle/y_{part}.npy", np.arange(6) / 7)
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/val") == [f"{number}.png" for number in range(6)]
+    assert load_table(tmp_path / "data/val.csv").columns == ("id", "label")
+
+
 def test_arrays_that_are_not_used_are_named(tmp_path, take):
     put(tmp_path / "kaggle/x", "")
     stack = np.stack([grey(number) for number in range(20)])

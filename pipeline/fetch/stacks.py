@@ -263,8 +263,9 @@ def write_encoded(data: bytes, folder: Path, name: str, original: str) -> None:
 
 def _names_rows(stage: Staged, part: str, vector: Array, texts: list[str]) -> bool:
     """Return True for an array with the name of ids (`id`, `test_ids`), or with ids of the sample."""
-    name = plain_name(vector.key or vector.path.stem)
-    return name.removesuffix("s").endswith(ID_NAMES) or are_sample_ids(stage, part, texts)
+    return name_without_part(vector).removesuffix("s").endswith(ID_NAMES) or are_sample_ids(
+        stage, part, texts
+    )
 
 
 def _label_name(vector: Array, count: int) -> str:
