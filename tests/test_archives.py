@@ -1,3 +1,4 @@
+import io
 import random
 import stat
 import tarfile
@@ -229,6 +230,26 @@ def test_a_damaged_archive_leaves_nothing(kind, tmp_path):
         path.write_bytes(path.read_bytes()[:-50_000])
     with pytest.raises(UserError, match=r"damaged"):
         unpack_zip(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["between two members", "in a header", "another header"])
+def test_a_tar_that_does_not_end_with_zeros_is_refused(damage, tmp_path):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for number in range(4):
+            info = tarfile.TarInfo(f"train/{number}.png")
+            info.size = 700
+            archive.addfile(info, io.BytesIO(bytes(700)))
+    third = 2 * (512 + 1024)
+    content = bytearray(data.getvalue())
+    if damage == "another header":
+        content[third + 150] ^= 1  # in its checksum
+    else:
+        del content[third + (100 if damage == "in a header" else 0) :]
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match="cut short or damaged"):
+        unpack_zip(tmp_path / "a.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

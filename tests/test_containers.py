@@ -112,7 +112,7 @@ def seven_zip(members: dict[str, bytes], attributes: Sequence[int] = ()) -> byte
     return b"7z\xbc\xaf\x27\x1c\0\x04" + struct.pack("<I", zlib.crc32(start)) + start + body + header
 
 
-def record(features: dict[str, bytes | int | float]) -> bytes:
+def record(features: dict[str, bytes | int | float | list[int]]) -> bytes:
     """One record of a TFRecord file, as its documentation has it."""
 
     def varint(value: int) -> bytes:
@@ -130,6 +130,8 @@ def record(features: dict[str, bytes | int | float]) -> bytes:
             feature = message(1, message(1, value))
         elif isinstance(value, int):
             feature = message(3, message(1, varint(value & (1 << 64) - 1)))
+        elif isinstance(value, list):
+            feature = message(3, message(1, b"".join(map(varint, value))))
         else:
             feature = message(2, message(1, struct.pack("<f", value)))
         entries += message(1, message(1, name.encode()) + message(2, feature))
@@ -308,6 +310,21 @@ def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_pat
     assert len(read_layout(tmp_path / "data").test) == 4
 
 
+def test_a_tar_with_a_zip_near_its_end_is_taken_as_a_whole(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    test = {name: content for name, content in files.items() if name.startswith("test/")}
+    first = {name: content for name, content in files.items() if name.startswith("train")}
+    last = {"sample_submission.csv": files["sample_submission.csv"]}
+    take(put(tmp_path / "download.tar", tarred(first | {"test.zip": zipped(test)} | last)))
+    assert names(tmp_path / "data") == sorted(files)
+
+
+def test_a_zip_behind_a_program_is_unpacked(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    take(put(tmp_path / "download.zip", b"#!/bin/sh\n" * 100 + zipped(files)))
+    assert names(tmp_path / "data") == sorted(files)
+
+
 def test_class_folders_alone_are_not_unwrapped(tmp_path, take):
     for number in range(4):
         put(tmp_path / f"kaggle/train/{'cat' if number % 2 else 'dog'}/{number}.png", png(grey(number)))
@@ -323,6 +340,50 @@ def test_an_archive_beside_its_folder_is_left_where_it_is(tmp_path, take):
     )
     assert "train.zip not unpacked: train is there already" in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(files)
+
+
+def test_the_only_file_of_an_archive_keeps_the_archives_name_as_its_folder(tmp_path, take):
+    for part, count in (("train", 8), ("test", 4)):
+        stacks = {"images": np.stack([grey(number) for number in range(count)])}
+        labels = {"labels": np.arange(count) % 4} if part == "train" else {}
+        data = io.BytesIO()
+        np.savez(data, **stacks, **labels)
+        put(tmp_path / f"kaggle/{part}.zip", zipped({"data.npz": data.getvalue()}))
+    sample(tmp_path / "kaggle", range(4))
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data", asked=Asked(metric="accuracy"))
+    assert (len(competition.train), len(competition.test)) == (8, 4)
+
+
+def test_a_class_archive_with_one_image_stays_a_class(tmp_path, take):
+    for name, count in (("cat", 2), ("dog", 2), ("emu", 1)):
+        images = {f"{name}{number}.png": png(grey(number)) for number in range(count)}
+        put(tmp_path / f"kaggle/train/{name}.zip", zipped(images))
+    take(tmp_path / "kaggle")
+    assert [row.label for row in read_layout(tmp_path / "data", need="train").train] == [
+        "cat",
+        "cat",
+        "dog",
+        "dog",
+        "emu",
+    ]
+
+
+def test_two_archives_with_a_table_of_one_name_are_both_unpacked(tmp_path, take):
+    put(tmp_path / "kaggle/first.zip", zipped({"data.csv": "a,b\n1,2\n"}))
+    put(tmp_path / "kaggle/second.zip", zipped({"data.csv": "a,b\n3,4\n"}))
+    put(tmp_path / "kaggle/third.zip", zipped({"data.csv": "a,b\n1,2\n"}))
+    said = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == ["data.csv", "second/data.csv"]
+    assert (tmp_path / "data/second/data.csv").read_text() == "a,b\n3,4\n"
+    assert "third.zip not unpacked: data.csv is there already" in said
+
+
+def test_a_folder_with_spaces_that_lacks_what_its_archive_holds_is_named(tmp_path, take):
+    images = {f"{number}.png": png(grey(number)) for number in range(3)}
+    put(tmp_path / "kaggle/all my images.zip", zipped(images))
+    put(tmp_path / "kaggle/all my images/0.png", images["0.png"])
+    assert "'all my images'" in refused(take, tmp_path / "kaggle")
 
 
 def test_a_folder_that_lacks_what_its_archive_holds_is_said(tmp_path, take):
@@ -356,6 +417,16 @@ def test_a_hostile_or_damaged_archive_moves_nothing(tmp_path, take, name, packed
     message = refused(take, tmp_path / "kaggle" if in_folder else path)
     assert name in message and words in message
     assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("names_too", [False, True])
+def test_an_encrypted_7z_is_said(tmp_path, take, names_too):
+    py7zr = pytest.importorskip("py7zr")
+    path = tmp_path / "locked.7z"
+    with py7zr.SevenZipFile(path, "w", password="secret", header_encryption=names_too) as archive:
+        archive.writestr("text", "a.txt")
+    message = refused(take, path)
+    assert "encrypted" in message and "download it again" not in message
 
 
 def test_a_tar_with_a_link_is_refused(tmp_path, take):
@@ -455,6 +526,15 @@ def test_an_archive_that_lies_in_the_data_folder(tmp_path):
         install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
     )
     assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
+
+
+def test_a_link_to_nothing_in_the_data_folder_is_named(tmp_path):
+    put(tmp_path / "data/the-slug.zip", zipped(folder_competition(tmp_path / "plain")))
+    (tmp_path / "data/broken").symlink_to(tmp_path / "nowhere")
+    flags = ["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]
+    with pytest.raises(UserError, match="broken"):
+        install.main(flags)
+    assert install.main([*flags, "--yes"]) == 0
 
 
 def test_make_takes_a_path_with_spaces(tmp_path):
@@ -673,6 +753,21 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
     ).all()
 
 
+def test_two_tables_of_a_part_share_one_whatever_the_order_of_their_columns(tmp_path, take):
+    pixel_names = [f"pixel{number}" for number in range(64)]
+    for table, header in (("train_1", ["label", "id"]), ("train_2", ["id", "label"])):
+        rows = []
+        for number in range(6):
+            cells = {"label": f"c{number % 2}", "id": f"{table}-{number}"}
+            rows.append([*(cells[name] for name in header), *grey(number, 8).ravel().tolist()])
+        (tmp_path / "kaggle").mkdir(exist_ok=True)
+        write_table(tmp_path / f"kaggle/{table}.csv", [*header, *pixel_names], rows)
+    take(tmp_path / "kaggle")
+    assert {row.id: row.label for row in read_layout(tmp_path / "data", need="train").train} == {
+        f"{table}-{number}": f"c{number % 2}" for table in ("train_1", "train_2") for number in range(6)
+    }
+
+
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):
     put(tmp_path / "kaggle/train/a1.png", png(grey(1)))
     columns = [f"pixel{number}" for number in range(784)]
@@ -814,6 +909,32 @@ def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
     assert "train.json" in message and "row 5" in message and "band_2" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f'[{{"id": 1, "x": {"9" * 5000}}}]', "extra.json was not read"),
+        (json.dumps([{"id": number, "x": [1, *["a"] * 80]} for number in range(5)]), ""),
+        (json.dumps([{"id": number, "x": [[1] * 40, [2] * 39]} for number in range(5)]), ""),
+        (json.dumps([{"id": number, "x": [10**400] * 64} for number in range(5)]), ""),
+    ],
+    ids=["a number of 5,000 digits", "texts after a number", "rows of two lengths", "beyond floats"],
+)
+def test_json_that_is_no_bands_of_numbers_stays(tmp_path, take, text, words):
+    folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/extra.json", text)
+    assert words in take(tmp_path / "kaggle")
+    assert (tmp_path / "data/extra.json").read_text() == text
+
+
+def test_labels_in_a_list_of_json_are_labels_of_one_cell(tmp_path, take):
+    chosen = [["cat"], ["dog"], ["cat", "dog"], ["emu", "cat"]] * 5
+    rows = [row | {"labels": chosen[number]} for number, row in enumerate(bands(20))]
+    put(tmp_path / "kaggle/train.json", json.dumps(rows))
+    take(tmp_path / "kaggle")
+    found = load_table(tmp_path / "data/train.csv").column("labels")
+    assert found == [" ".join(labels) for labels in chosen]
+
+
 def test_json_that_is_cut_short_is_refused(tmp_path, take):
     put(tmp_path / "kaggle/train.json", json.dumps(bands(40))[:-100_000])
     assert "cut short" in refused(take, tmp_path / "kaggle")
@@ -835,6 +956,22 @@ def test_a_stack_with_labels(tmp_path, take):
         pixels_of(tmp_path / "data/test/3.png") == grey(43)
     ).all()
     assert load_table(tmp_path / "data/train.csv").cells[3] == ("3", "1")
+
+
+@pytest.mark.parametrize(
+    "keys", [("Xtrain", "ytrain", "Xtest"), ("xtrain", "ytrain", "xtest"), ("trainX", "trainy", "testX")]
+)
+def test_the_part_of_a_stack_is_known_without_a_mark_after_x(tmp_path, take, keys):
+    stacks = [np.stack([grey(number + start) for number in range(6)]) for start in (0, 40)]
+    put(tmp_path / "kaggle/x", "")
+    for key, array in zip(keys, (stacks[0], np.arange(6) % 3, stacks[1]), strict=True):
+        np.save(tmp_path / f"kaggle/{key}.npy", array)
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data")
+    assert [row.label for row in competition.train] == [str(number % 3) for number in range(6)]
+    assert [(pixels_of(row.path) == stacks[1][n]).all() for n, row in enumerate(competition.test)] == [
+        True
+    ] * 6
 
 
 def test_a_stack_whose_ids_stand_in_a_table(tmp_path, take):
@@ -889,6 +1026,54 @@ def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take
     assert "cut.npy was not turned into images: it is damaged" in output
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy", "h5"])
+def test_labels_of_several_values_are_refused_and_nothing_else_is_taken_for_them(tmp_path, take, kind):
+    arrays = {"x": np.stack([grey(number) for number in range(20)]), "fold": np.arange(20) % 5}
+    arrays["y"] = np.eye(3, dtype=np.int64)[np.arange(20) % 3]
+    put(tmp_path / "kaggle/x", "")
+    if kind == "h5":
+        hdf5(tmp_path / "kaggle/train.h5", arrays)
+    elif kind == "npz":
+        np.savez(tmp_path / "kaggle/train.npz", **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(tmp_path / f"kaggle/{name}_train.npy", array)
+    message = refused(take, tmp_path / "kaggle")
+    assert "y" in message and "3 values for each of 20 images" in message
+    # As the message says
+    write_table(
+        tmp_path / "kaggle/train.csv", ["id", "a", "b", "c"], [[n, *row] for n, row in enumerate(arrays["y"])]
+    )
+    take(tmp_path / "kaggle")
+    competition = read_layout(tmp_path / "data", need="train")
+    assert [(row.id, row.label) for row in competition.train] == [(str(n), "abc"[n % 3]) for n in range(20)]
+
+
+def test_labels_called_y_valid_are_no_ids_though_valid_ends_with_id(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    for part in ("train", "valid"):
+        np.save(tmp_path / f"kaggle/x_{part}.npy", np.stack([grey(number) for number in range(6)]))
+        np.save(tmp_path / f"kaggle/y_{part}.npy", np.arange(6) / 7)
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/val") == [f"{number}.png" for number in range(6)]
+    assert load_table(tmp_path / "data/val.csv").columns == ("id", "label")
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path, take):
+    put(tmp_path / "kaggle/x", "")
+    stack = np.stack([grey(number) for number in range(20)])
+    np.savez(tmp_path / "kaggle/train.npz", x=stack, y=np.arange(20) % 2, features=np.ones((20, 5)))
+    assert "not used: features (20, 5)" in take(tmp_path / "kaggle")
+
+
+@pytest.mark.parametrize("kind", ["U3", "S3", "complex64", "datetime64[D]", "timedelta64[s]"])
+def test_an_array_of_other_values_than_numbers_is_kept(tmp_path, take, kind):
+    folder_competition(tmp_path / "kaggle")
+    np.save(tmp_path / "kaggle/extra.npy", np.ones((20, 20), "int64").astype(kind))
+    assert "NumPy files without images, kept: extra.npy" in take(tmp_path / "kaggle")
+    assert not (tmp_path / "data/extra.png").exists()
+
+
 def test_a_stack_without_labels_is_refused(tmp_path, take):
     put(tmp_path / "kaggle/x.txt", "")
     np.save(tmp_path / "kaggle/x_train.npy", np.stack([grey(number) for number in range(10)]))
@@ -937,6 +1122,56 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     assert table.column("class") == "0 1 0 1 0 1 0 1 0".split()
     assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
+
+
+@pytest.mark.parametrize("kind", ["json", "tfrec", "npz"])
+def test_a_column_of_repeated_ids_stays_beside_the_names_of_the_images(tmp_path, take, kind):
+    ids = [number // 2 for number in range(10)]
+    labels = [number % 3 for number in range(10)]
+    path = tmp_path / f"kaggle/train.{kind}"
+    if kind == "json":
+        rows = [
+            row | {"id": one, "label": label} for row, one, label in zip(bands(10), ids, labels, strict=True)
+        ]
+        put(path, json.dumps(rows))
+    elif kind == "tfrec":
+        features = ({"id": one, "label": label} for one, label in zip(ids, labels, strict=True))
+        put(path, b"".join(record({"image": png(grey(n))} | each) for n, each in enumerate(features)))
+    else:
+        put(path, "")
+        np.savez(path, x=np.stack([grey(number) for number in range(10)]), id=ids, label=labels)
+    take(tmp_path / "kaggle")
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.column("image") == [str(number) for number in range(10)]
+    assert table.column("id") == [str(one) for one in ids]
+    assert table.column("label") == [str(label) for label in labels]
+
+
+def test_rows_of_the_validation_part_keep_their_names_if_these_are_called_otherwise(tmp_path, take):
+    for part, key in (("train", "image_name"), ("val", "file")):
+        records = [
+            record({"image": png(grey(n, 16)), key: f"{part}{n}".encode(), "label": n % 2}) for n in range(4)
+        ]
+        put(tmp_path / f"kaggle/{part}.tfrec", b"".join(records))
+    take(tmp_path / "kaggle")
+    assert {row.id: row.label for row in read_layout(tmp_path / "data", need="train").train} == {
+        f"{part}{n}": str(n % 2) for part in ("train", "val") for n in range(4)
+    }
+
+
+def test_all_labels_of_a_record_are_in_its_row(tmp_path, take):
+    """Also where the first row with several labels comes late."""
+    labels = [[number % 3] for number in range(100)] + [[0, 2], [1, 2]] * 3
+    records = [
+        record(
+            {"image": png(grey(number, 16)), "id": f"r{number}".encode(), "label": found, "x": [1, 2] * 50}
+        )
+        for number, found in enumerate(labels)
+    ]
+    said = take(put(tmp_path / "train.tfrec", b"".join(records)))
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.columns == ("id", "label") and "too long for a cell: x" in said
+    assert table.column("label") == [" ".join(map(str, found)) for found in labels]
 
 
 def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
@@ -1018,6 +1253,32 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     assert abs(int(a[1024 + 40]) - 128) <= 1
     assert (b == 255 - a).all() and "window" in output
     assert containers.read_converted(tmp_path / "data") is None  # no image of a test part
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_dicom_with_a_palette_has_its_colours(tmp_path, take, bits):
+    rng, scale = np.random.default_rng(0), 257 if bits == 16 else 1
+    colours = rng.integers(0, 256, (3, 256)).astype(np.uint16)
+    palette = {
+        f"{name}PaletteColorLookupTable{key}": value
+        for name, levels in zip(("Red", "Green", "Blue"), colours, strict=True)
+        for key, value in (
+            ("Descriptor", [256, 0, bits]),
+            ("Data", (levels * scale).astype(f"<u{bits // 8}").tobytes()),
+        )
+    }
+    values = rng.integers(0, 256, (64, 48)).astype(np.uint16)
+    dicom(tmp_path / "kaggle/train/1/a.dcm", values, PhotometricInterpretation="PALETTE COLOR", **palette)
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/1/a.png") == colours[:, values].transpose(1, 2, 0)).all()
+
+
+def test_dicom_named_by_its_uid_is_read(tmp_path, take):
+    for name in ("1.2.840.10", "1.2.840.11"):
+        dicom(tmp_path / f"kaggle/train/1/{name}", np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    put(tmp_path / "kaggle/train/1/1.2.840.12", b"no DICOM")
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train/1") == ["1.2.840.10.png", "1.2.840.11.png", "1.2.840.12"]
 
 
 def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
@@ -1129,6 +1390,28 @@ def test_parquet_pixels(tmp_path, take):
     frame.to_parquet(tmp_path / "kaggle/train_image_data_0.parquet")
     take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
+
+
+@pytest.mark.parametrize("kind", ["pixels", "encoded"])
+def test_parquet_that_is_damaged_in_later_rows_is_refused(tmp_path, take, kind):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pandas as pd
+
+    if kind == "encoded":
+        frame = pd.DataFrame({"image": [png(grey(number)) for number in range(60)], "label": list("ab" * 30)})
+    else:
+        columns = [f"pixel{number}" for number in range(64)]
+        frame = pd.DataFrame(np.arange(300 * 64).reshape(300, 64) % 256, columns=columns)
+    path = tmp_path / "kaggle/train.parquet"
+    path.parent.mkdir()
+    frame.to_parquet(path, row_group_size=len(frame) // 3)
+    column = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = bytes(255 - byte for byte in content[start : start + 60])
+    path.write_bytes(content)
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.parquet" in message and "damaged" in message
 
 
 # ---- HDF5: an optional package too ----
@@ -1463,6 +1746,17 @@ def test_an_array_with_the_samples_ids_names_a_stack_whatever_it_is_called(tmp_p
     sample(tmp_path / "kaggle", BACKWARDS)
     take(tmp_path / "kaggle")
     assert right_images(tmp_path / "data/test")
+
+
+def test_rows_without_ids_get_the_samples_ids_with_their_zeros(tmp_path, take):
+    digits(tmp_path / "kaggle", test=4)
+    sample(tmp_path / "kaggle", ["0002", "0001", "0004", "0003"])
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/test") == [f"000{number}.png" for number in range(1, 5)]
+    competition = read_layout(tmp_path / "data", need="test", asked=Asked(metric="accuracy"))
+    assert [(row.id, row.path.stem) for row in competition.test] == [
+        (name, name) for name in ("0002", "0001", "0004", "0003")
+    ]
 
 
 def test_rows_without_ids_get_numbered_ids_by_their_numbers(tmp_path, take):

@@ -134,6 +134,18 @@ def test_a_cut_connection_is_continued_from_where_it_stopped(server, tmp_path, n
     assert "trying again in 1 s" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("step", "requests"), [(1, 5), (50_000, 7)])
+def test_a_server_that_cuts_after_every_byte_is_not_asked_for_ever(server, tmp_path, naps, step, requests):
+    replies = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=step * number) for number in range(1, 300)]
+    server.replies["/w.zip"] = replies if step == 1 else [*replies[:6], Reply(BODY, headers={"ETag": '"1"'})]
+    if step == 1:
+        with pytest.raises(UserError, match="after 4 retries"):
+            fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    else:
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert len(server.seen) == requests
+
+
 def test_a_later_call_continues_what_an_earlier_one_left(server, tmp_path, naps):
     server.replies["/w.zip"] = [Reply(BODY, cut_at=200_000), Reply(b"", 503)]
     with pytest.raises(UserError, match=r"503.* after 4 .*are kept: the same command continues"):

@@ -81,6 +81,61 @@ def test_shards_of_parquet_are_one_table(tmp_path):
     assert competition.train[0].path.suffix == ".jpg"
 
 
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_file_names_beside_the_bytes_are_the_samples_ids(tmp_path, suffix):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for part, numbers in (("train", range(6)), ("test", (53, 51, 50, 52))):
+        images = [{"bytes": encoded(n), "path": f"images/s{n}.png"} for n in numbers]
+        labels = {"label": ["ab"[n % 2] for n in numbers]} if part == "train" else {}
+        parquet.write_table(pyarrow.table({"image": images, **labels}), tmp_path / f"{part}.parquet")
+    rows = "".join(f"s{n}{suffix},a\n" for n in range(50, 54))
+    (tmp_path / "sample_submission.csv").write_text("id,label\n" + rows)
+    convert(tmp_path)
+    assert [(row.id, row.path.read_bytes()) for row in read_layout(tmp_path).test] == [
+        (f"s{n}{suffix}", encoded(n)) for n in range(50, 54)
+    ]
+
+
+def test_shards_whose_columns_have_another_order_are_one_table(tmp_path):
+    (tmp_path / "train_1.csv").write_text(
+        "id,image,label\n" + "".join(f"{n},{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(4))
+    )
+    (tmp_path / "train_2.csv").write_text(
+        "label,id,image\n" + "".join(f"{'ab'[n % 2]},{n},{text_of(n, '')}\n" for n in range(4, 8))
+    )
+    convert(tmp_path)
+    assert {row.id: row.label for row in read_layout(tmp_path, need="train").train} == {
+        str(n): "ab"[n % 2] for n in range(8)
+    }
+
+
+def test_rows_of_shards_without_ids_stand_in_the_order_of_the_shards_numbers(tmp_path):
+    images = [f"{text_of(n, '')},{'ab'[n % 2]}\n" for n in range(6)]
+    (tmp_path / "train.csv").write_text("image,label\n" + "".join(images))
+    for shard in range(1, 12):
+        (tmp_path / f"test_{shard}.csv").write_text(f"image\n{text_of(100 + shard, '')}\n")
+    (tmp_path / "sample_submission.csv").write_text("id,label\n" + "".join(f"t_{n},a\n" for n in range(11)))
+    convert(tmp_path)
+    assert [(row.id, row.path.read_bytes()) for row in read_layout(tmp_path).test] == [
+        (f"t_{n}", encoded(101 + n)) for n in range(11)
+    ]
+
+
+@pytest.mark.parametrize(("name", "mark"), [("cat", " "), ("the cat", "|")])
+def test_a_list_of_labels_becomes_labels_of_one_cell(tmp_path, name, mark):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    chosen = [[name, "dog"], ["dog"], ["emu"], [name], ["emu", "dog"], [name, "emu"]] * 4
+    images = [{"bytes": encoded(n), "path": None} for n in range(24)]
+    parquet.write_table(pyarrow.table({"image": images, "labels": chosen}), tmp_path / "train.parquet")
+    convert(tmp_path)
+    competition = read_layout(tmp_path, need="train")
+    assert competition.target.kind == "multilabel"
+    assert set(competition.target.names) == {name, "dog", "emu"}
+    assert [row.label for row in competition.train] == [mark.join(labels) for labels in chosen]
+
+
 def test_tables_of_texts_stay(tmp_path):
     text = "id,hash,label\n" + "".join(f"{n},{'abcdEFGH0123' * 20},a\n" for n in range(3))
     (tmp_path / "train.csv").write_text(text)

@@ -184,11 +184,33 @@ def _is_damage(error: BaseException) -> bool:
 
 
 def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
-    return zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path, tarinfo=_BoundedTarInfo)
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(MAGIC[".zip"]):
+        return zipfile.ZipFile(path)
+    # A tar first: zipfile would find the end of a zip inside it, and read that one alone.
+    try:
+        return tarfile.open(path, tarinfo=_BoundedTarInfo)
+    except tarfile.ReadError:
+        if not zipfile.is_zipfile(path):
+            raise
+        return zipfile.ZipFile(path)  # behind a program that unpacks it
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A tar member whose headers (long names, pax) are checked for size before they are read."""
+    """A tar member whose headers (long names, pax) are checked for size before they are read.
+
+    A tar ends with a block of zeros. At any other end Python leaves out the rest without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _BoundedTarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            if archive.offset == 0:  # no tar
+                raise
+            raise tarfile.ReadError(f"cut short or damaged at byte {archive.offset:,}: {error}") from None
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         about = (

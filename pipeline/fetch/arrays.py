@@ -19,6 +19,7 @@ from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.pixels import channels_rule
 from pipeline.fetch.stacks import (
     Array,
+    described,
     is_image_shape,
     is_vector,
     planes_of,
@@ -86,8 +87,15 @@ def convert(stage: Staged) -> None:
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
     )
     stacks = stacks_of(stage, arrays)
+    counts = {array.shape[0] for array in stacks}
     single = [
-        array for array in arrays if array not in stacks and not array.key and is_image_shape(array.shape)
+        array
+        for array in arrays
+        if array not in stacks
+        and not array.key
+        and array.kind in "uifb"
+        and is_image_shape(array.shape)
+        and not (len(array.shape) == 2 and array.shape[0] in counts)  # features or labels of a stack
     ]
     if single and stage.has_images([array.path.stem for array in single]):
         stage.notes.append(
@@ -97,7 +105,12 @@ def convert(stage: Staged) -> None:
     if single:
         _write_files(stage, single)
     if stacks:
-        write_stacks(stage, stacks, [array for array in arrays if is_vector(array)], "NumPy files")
+        vectors = [array for array in arrays if is_vector(array)]
+        others = [array for array in arrays if array not in stacks and array not in vectors]
+        write_stacks(stage, stacks, vectors, others, "NumPy files")
+        unused = [array for array in others if not array.path.exists()]
+        if unused:
+            stage.notes.append(f"of NumPy files not used: {described(unused)}")
     rest = sorted({stage.shown(array.path) for array in arrays if array.path.exists()})
     if rest:
         stage.notes.append(f"NumPy files without images, kept: {listed(rest)}")

@@ -26,7 +26,7 @@ def no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -
     found = [
         name
         for name in _visible(data_dir)
-        if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
+        if besides is None or not besides.is_file() or not _are_same(data_dir / name, besides)
     ]
     if not found:
         return _records_left(data_dir)
@@ -51,6 +51,11 @@ def no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -
         f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or "
         f"{elsewhere}"
     ]
+
+
+def _are_same(path: Path, besides: Path) -> bool:
+    """Return True if both are one file; a link to nothing is none."""
+    return path.exists() and os.path.samefile(path, besides)
 
 
 def _records_left(data_dir: Path) -> list[str]:

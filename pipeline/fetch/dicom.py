@@ -30,10 +30,13 @@ MORE = f"python -m pip install {' '.join(DECODERS)}"
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True for a DICOM file, by its suffix, or without a suffix by its first bytes."""
+    """Return True for a DICOM file, by its suffix; without one by its first bytes.
+
+    A name may be a UID, such as 1.2.840.10, which has no suffix.
+    """
     if path.suffix.lower() in SUFFIXES:
         return True
-    if "." in path.name:
+    if "." in path.name and not path.suffix[1:].isdigit():
         return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
@@ -192,14 +195,20 @@ def _has_window(data: Any) -> bool:
 
 
 def _is_colour(data: Any) -> bool:
-    return int(data.get("SamplesPerPixel", 1)) == 3
+    return int(data.get("SamplesPerPixel", 1)) == 3 or _has_palette(data)
+
+
+def _has_palette(data: Any) -> bool:
+    return data.get("PhotometricInterpretation") == "PALETTE COLOR"
 
 
 def _frames(data: Any) -> list[np.ndarray]:
     """Return (C, H, W) of each frame, in the modality's units (Hounsfield, ...)."""
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     pixels = data.pixel_array
+    if _has_palette(data):
+        pixels = apply_color_lut(pixels, data)[..., :3]
     if _is_colour(data):
         return [frame.transpose(2, 0, 1) for frame in (pixels if pixels.ndim == 4 else pixels[None])]
     frames = pixels if pixels.ndim == 3 else pixels[None]
@@ -210,7 +219,8 @@ def _images(data: Any, rule: Rule, windowed: bool) -> list[np.ndarray]:
     images = []
     for frame in _frames(data):
         if frame.shape[0] == 3:
-            high = 2 ** int(data.get("BitsStored", 8)) - 1
+            bits = 8 * frame.itemsize if _has_palette(data) else int(data.get("BitsStored", 8))
+            high = 2**bits - 1
             images.append(Rule((0,), (high,), "").apply(frame))
             continue
         levels = (_window(data) or _lut_range(data, frame) if windowed else rule).apply(

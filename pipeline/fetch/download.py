@@ -18,9 +18,9 @@ from pipeline import files
 from pipeline.errors import UserError, first_line, printable, raise_all
 from pipeline.fetch.addresses import Source, parse_source, without_secrets
 from pipeline.fetch.archives import file_problems
-from pipeline.fetch.transfer import TIMEOUT_S, Download, TryAgain, failure_of, get_url
+from pipeline.fetch.transfer import SLOW_BYTES, TIMEOUT_S, Download, TryAgain, failure_of, get_url
 
-MAX_RETRIES = 4  # in a row without a new byte; with waits of 1, 2, 4 and 8 s
+MAX_RETRIES = 4  # in a row with hardly a new byte; with waits of 1, 2, 4 and 8 s
 MAX_WAIT_S = 120.0  # if a server asks for a longer wait, give up
 GDOWN_COOKIES = ".cache/gdown/cookies.txt"  # in the home folder
 
@@ -103,7 +103,7 @@ def _ways_out(source: Source, otherwise: Sequence[str]) -> list[str]:
 def _persist(download: Download, sleep: Callable[[float], None]) -> bool:
     """Try until the part is complete. Returns True if it was put together from more than one connection.
 
-    Only failures in a row count: a failure that brought new bytes starts the count again.
+    Only failures in a row count: a failure that brought SLOW_BYTES starts the count again.
     """
     get = _get_drive if download.source.kind == "drive" else get_url
     shown, failures, longest = download.source.shown, 0, download.received()
@@ -114,7 +114,7 @@ def _persist(download: Download, sleep: Callable[[float], None]) -> bool:
             return continued
         except TryAgain as failure:
             continued, received = True, download.received()
-            failures, longest = (1, received) if received > longest else (failures + 1, longest)
+            failures, longest = (1, received) if received >= longest + SLOW_BYTES else (failures + 1, longest)
             wait_s = 2.0 ** (failures - 1) if failure.wait_s is None else failure.wait_s
             if wait_s > MAX_WAIT_S or failures > MAX_RETRIES:
                 end = (

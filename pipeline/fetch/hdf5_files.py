@@ -5,22 +5,23 @@ with arrays of ids and labels (PatchCamelyon).
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.competition.folders import IMAGE_SUFFIXES, plain_name, suffix_of
+from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError, one_line
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.hdf5_contents import Dataset, Unsuited, contents, read_each, starts
 from pipeline.fetch.pixels import channels_rule
 from pipeline.fetch.stacks import (
+    described,
     is_image_shape,
     is_stack,
     is_vector,
+    name_without_part,
     planes_of,
     without_training,
     write_encoded,
@@ -66,17 +67,19 @@ def convert(stage: Staged) -> None:
             _write_singles(stage, file, rule, there)
     stacks = [array for file in found for array in file.stacks]
     if stacks:
-        write_stacks(stage, list(stacks), [vector for file in found for vector in file.vectors], "HDF5 files")
+        vectors = [vector for file in found for vector in file.vectors]
+        others = [array for file in found for array in file.rest]
+        write_stacks(stage, list(stacks), list(vectors), list(others), "HDF5 files")
     for file in found:
         if file.singles or file.stacks:
             file.path.unlink(missing_ok=True)
             unused = [*file.rest, *([] if file.stacks else file.vectors)]
             if unused:
-                stage.notes.append(f"{stage.shown(file.path)}: not used: {_described(unused)}")
+                stage.notes.append(f"{stage.shown(file.path)}: not used: {described(unused)}")
         elif file.path.exists():
             stage.notes.append(
                 f"{stage.shown(file.path)} kept, no images found in it: "
-                f"{_described([*file.vectors, *file.rest]) or 'it is empty'}"
+                f"{described([*file.vectors, *file.rest]) or 'it is empty'}"
             )
 
 
@@ -160,12 +163,8 @@ def _leaf(array: Dataset) -> str:
 
 def _is_stack_name(array: Dataset) -> bool:
     """Return True for names such as `x`, `images`, `X_train`, `train_set_x`, `test`."""
-    rest = re.sub(r"train(ing)?|test(ing)?|valid(ation)?|val|dev", "", plain_name(_leaf(array)))
+    rest = name_without_part(array)
     return rest in STACK_NAMES or not rest
-
-
-def _described(arrays: Sequence[Dataset]) -> str:
-    return listed(f"{one_line(array.key)} {array.shape}" for array in arrays)
 
 
 def _image_names(stage: Staged) -> dict[str, set[str]]:

@@ -16,7 +16,14 @@ from tqdm import tqdm
 from pipeline.errors import UserError, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, channels_rule
-from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import (
+    BETWEEN,
+    Staged,
+    id_column,
+    named_rows,
+    part_of,
+    write_rows,
+)
 from pipeline.wording import capped, counted, listed
 
 FEWEST = 64
@@ -89,30 +96,26 @@ def _in_order_of(first: list[str], keys: list[str]) -> list[str]:
 def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
-    column = id_column(stage, columns, cells, bands.part)
-    if column is None:
-        names, how = row_ids(stage, bands.part, len(rows))
-        columns = [stage.id_column, *columns]
-        cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
-    else:
-        names, how = [row[column] for row in cells], f"{columns[column]!r}"
-    check_names(names, stage.shown(bands.path))
-    folder, original = bands.part or bands.path.stem, stage.shown(bands.path)
+    original = stage.shown(bands.path)
+    named = named_rows(stage, columns, cells, bands.part, bands.path, original)
+    folder = stage.root / named.folder
     for name, row in zip(
-        tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
+        tqdm(named.names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
     ):
-        stage.save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
+        stage.save(rule.apply(_planes(row, bands)), folder / f"{name}.png")
     bands.path.unlink()
-    written = write_rows(stage, bands.part, bands.path.stem, columns, cells)
+    written = write_rows(stage, bands.part, bands.path.stem, named.columns, named.cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({bands.shape.says}, from "
-        f"{listed(bands.keys)}; names: {how}); the other keys: {written}"
+        f"{original}: {counted(len(rows), 'image')} written into {named.folder}/ ({bands.shape.says}, from "
+        f"{listed(bands.keys)}; names: {named.how}); the other keys: {written}"
     )
 
 
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
+        return BETWEEN.join(_text(each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -141,10 +144,11 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     if sizes:
         usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys))
     # Boxes and outlines vary in length; bands of images nearly always have the same length.
-    whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
+    bands = [[_numbers(row.get(key)) for key in keys] for row in rows]
+    whole = [row for row in bands if all(band is not None and band.size == usual for band in row)]
     if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):
         return None
-    first = [np.asarray(row[key], np.float64) for row in whole for key in keys]
+    first = [band for row in whole for band in row]
     if first[0].ndim == 2:
         shape = Shape(*first[0].shape)
     else:
@@ -169,6 +173,14 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value[0], (int, float)) and not isinstance(value[0], bool) else 0
 
 
+def _numbers(value: Any) -> np.ndarray | None:
+    """Return a list (or list of lists of one length) of numbers as float64; None if it is none."""
+    try:
+        return np.asarray(value, np.float64) if _size(value) else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
     """Return (C, H, W) float64 of a row.
 
@@ -179,10 +191,9 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
     for key in bands.keys:
         if _size(row.get(key)) == 0:
             raise ValueError(f"no numbers in {key!r}")
-        try:
-            values = np.asarray(row[key], np.float64).ravel()
-        except (ValueError, TypeError):
-            raise ValueError(f"a value in {key!r} is not a number") from None
+        values = _numbers(row[key])
+        if values is None:
+            raise ValueError(f"a value in {key!r} is not a number")
         count = bands.shape.height * bands.shape.width * (1 if bands.shape.order == "grey" else 3)
         if values.size != count:
             raise ValueError(f"{values.size:,} numbers in {key!r}, expected {count:,}")
@@ -191,7 +202,7 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
                 f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} not finite (NaN or "
                 "infinite)"
             )
-        planes.append(bands.shape.planes(values))
+        planes.append(bands.shape.planes(values.ravel()))
     return np.concatenate(planes)
 
 
@@ -229,10 +240,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{path.name} is not a list of objects")
                 try:
                     value, position = decoder.raw_decode(buffer, position)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    if not ended and not is_list and len(buffer) > longest:
+                except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+                    unreadable = not isinstance(error, json.JSONDecodeError)
+                    if not ended and not is_list and len(buffer) > longest and not unreadable:
                         raise UserError(f"{path.name} is one large object, not a list") from None
-                    if ended or len(buffer) > longest or isinstance(error, RecursionError):
+                    if ended or len(buffer) > longest or unreadable:
                         raise UserError(
                             f"{path.name} is cut short or broken: {error}; download it again"
                         ) from None

@@ -8,6 +8,8 @@ import bz2
 import gzip
 import lzma
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,6 @@ def unpack_7z(path: Path, target_dir: Path, budget: Budget) -> None:
         ) from None
     damage = (
         ArchiveError,
-        PasswordRequired,
         AttributeError,
         KeyError,
         TypeError,
@@ -90,23 +91,32 @@ def unpack_7z(path: Path, target_dir: Path, budget: Budget) -> None:
         MemoryError,
     )
     damage += (FileExistsError, NotADirectoryError)  # two names that are one on this disk
+    locked = f"{path} was not unpacked: it is encrypted; unpack it with its password and give the folder"
     # py7zr reads an open file with one thread, but a path with several.
     with (
         open(path, "rb") as file,
         cleared_on_failure(path, target_dir, damage),
+        _refused_if_encrypted(PasswordRequired, locked),
         py7zr.SevenZipFile(file) as archive,
     ):
         members = [Member(entry.filename, _kind(entry), entry.uncompressed or 0) for entry in archive.files]
         if archive.needs_password():
-            raise UserError(
-                f"{path} was not unpacked: it is encrypted; unpack it with its password and give the folder"
-            )
+            raise UserError(locked)
         check_members(path, members, budget.bytes_left, MAX_MEMBERS, budget)
         target_dir.mkdir(parents=True, exist_ok=True)
         total = sum(member.size for member in members)
         check_room(target_dir, total)
         with tqdm(total=total, unit="B", unit_scale=True, desc="unpacking", disable=None) as bar:
             archive.extract(path=target_dir, factory=_writers(bar))
+
+
+@contextmanager
+def _refused_if_encrypted(encrypted: type[Exception], message: str) -> Iterator[None]:
+    """Turn py7zr's error about an archive whose names are encrypted too into a UserError."""
+    try:
+        yield
+    except encrypted:
+        raise UserError(message) from None
 
 
 def _kind(entry: Any) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name, suffix_of
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError, first_line, raise_all
 from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape
 from pipeline.fetch.staged_rows import (
@@ -33,6 +33,14 @@ FEWEST = 64  # fewest numbers of an image: 8 x 8
 HEAD_ROWS = 64
 CHUNK_ROWS = 1000
 PIXEL_NAME = re.compile(r"(pixel|pix|px|p|x)?[_\- ]*\d+$|\d+x\d+$|r\d+c\d+$|pixel.*", re.IGNORECASE)
+
+
+class DamagedTable(ValueError):
+    """A parquet table that cannot be read, perhaps only in its later rows."""
+
+
+# Errors of reading rows from a table
+DAMAGE = (DamagedTable, pd.errors.ParserError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,7 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
                 f"{stage.shown(path)}: rows of pixels are not complete: {' '.join(str(error).split())}"
             ) from None
         if suffix_of(path.name) == ".parquet":  # only read here
-            stage.notes.append(
-                f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})"
-            )
+            stage.notes.append(f"{stage.shown(path)} was not read: {' '.join(str(error).split())}")
         return None
     if head is None or not len(head):
         return None
@@ -261,6 +267,7 @@ def frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()
 
     Raises:
         UserError: pyarrow is needed and missing.
+        DamagedTable: a parquet table cannot be read.
     """
     if suffix_of(path.name) == ".parquet":
         try:
@@ -270,9 +277,15 @@ def frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()
                 f"{path.name}: parquet tables need one more package ({error}): python -m pip install "
                 "pyarrow; then run the command again"
             ) from None
-        file = pyarrow.parquet.ParquetFile(path)
-        for batch in file.iter_batches(rows):
-            yield _with_index(batch.to_pandas(ignore_metadata=True), file.schema_arrow.pandas_metadata or {})
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+            metadata = file.schema_arrow.pandas_metadata or {}
+            for batch in file.iter_batches(rows):
+                yield _with_index(batch.to_pandas(ignore_metadata=True), metadata)
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the disk
+                raise
+            raise DamagedTable(f"{first_line(error)} (damaged? download it again)") from None
         return
     delimiter, names = _header(path)
     named = set(pixels)
@@ -342,7 +355,7 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
                 others = frame[table.others].to_numpy(dtype=object).tolist()
                 yield [[cell_text(value) for value in row] for row in others], values
             first += len(frame)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{stage.shown(table.path)} cannot be read as a table of pixels: {' '.join(str(error).split())}"
         ) from None

@@ -4,6 +4,7 @@ file format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ from pipeline.fetch.staged_rows import (
     cell_text,
     check_names,
     id_column,
+    new_column,
     part_of,
     row_ids,
     write_rows,
 )
 from pipeline.tables import load_table
-from pipeline.wording import counted
+from pipeline.wording import counted, listed
+
+LABEL_NAMES = frozenset("y label labels target targets class classes onehot".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,17 @@ AnyArray = TypeVar("AnyArray", bound=Array)
 def is_vector(array: Array) -> bool:
     """Return True for one value for each row: (N,), (N, 1), (N, 1, 1, 1), (1, N)."""
     return bool(array.shape) and array.shape.count(1) >= len(array.shape) - 1
+
+
+def described(arrays: Iterable[Array]) -> str:
+    """Return names and shapes of arrays, for messages."""
+    return listed(f"{one_line(array.key or array.path.name)} {array.shape}" for array in arrays)
+
+
+def name_without_part(array: Array) -> str:
+    """Return the plain name of an array without the words for a part of the data: `x` for `x_train`."""
+    name = plain_name((array.key or array.path.stem).rpartition("/")[2])
+    return re.sub(r"train(ing)?|test(ing)?|valid(ation)?|val|dev", "", name)
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
@@ -112,16 +127,21 @@ def planes_of(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def write_stacks(stage: Staged, stacks: list[Array], vectors: list[Array], where: str) -> None:
+def write_stacks(
+    stage: Staged, stacks: list[Array], vectors: list[Array], others: list[Array], where: str
+) -> None:
     """Write the images of `stacks`, and a table for each part with labels; deletes the files that were used.
 
     Ids and labels are those `vectors` of the same part that have a value for each image. Arrays become PNGs
     by one rule for all stacks, encoded images are not changed. `where`: the kind of file, in messages.
+    `others`: arrays that are not used.
 
     Raises:
-        UserError: a training stack has no labels of its length, its ids cannot name files, or its data are
-            damaged.
+        UserError: a training stack has no labels of its length, or several values for each image are called
+            its labels; its ids cannot name files, or its data are damaged.
     """
+    for array in stacks:
+        _check_labels(stage, array, others)
     rule, plain = Survey().rule(), [array for array in stacks if array.kind != "e"]
     if plain:
         rule = stage.surveyed(f"grey levels of stacks in {where}", "stacks of images", _all_planes(plain))
@@ -134,6 +154,29 @@ def write_stacks(stage: Staged, stacks: list[Array], vectors: list[Array], where
         stage.notes.append("; ".join(filter(None, [f"stacks of images: {rule.says}", colours])))
     for path in {array.path for array in stacks} | {vector.path for vector in vectors if vector in used}:
         path.unlink(missing_ok=True)
+
+
+def _check_labels(stage: Staged, array: Array, others: Iterable[Array]) -> None:
+    """Check that no array with several values for each training image is called its labels, without a table:
+    they are not read, and another array would be taken for the labels.
+    """
+    part, count = part_of_array(stage, array), array.shape[0]
+    if part in ("test", "val") or _table_ids(stage, part, count)[0]:
+        return
+    for other in others:
+        if (
+            len(other.shape) == 2
+            and other.shape[0] == count
+            and part_of_array(stage, other) == part
+            and name_without_part(other) in LABEL_NAMES
+        ):
+            shown = one_line("/".join(filter(None, [stage.shown(other.path), other.key])))
+            called = "" if part else ", and call the array of images x_train"
+            raise UserError(
+                f"{shown} has {other.shape[1]:,} values for each of {counted(count, 'image')}, and labels in "
+                "an array must be one for each: put a train.csv beside the file, with a column id (0 to "
+                f"{count - 1}) and a column for each value{called}"
+            )
 
 
 def _all_planes(arrays: Iterable[Array]) -> Iterator[np.ndarray]:
@@ -195,7 +238,8 @@ def _write_stack(stage: Staged, array: Array, vectors: list[Array], rule: Rule) 
             stage.save(rule.apply(planes_of(image)), stage.root / folder / f"{name}.png")
     written = ""
     if labels:
-        columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]
+        columns = [_label_name(vector, len(labels)) for vector in labels]
+        columns = [new_column(stage, columns), *columns]
         rows = [[name, *(texts[vector][number] for vector in labels)] for number, name in enumerate(names)]
         written = f"; labels: {write_rows(stage, part, array.path.stem, columns, rows)}"
     stage.notes.append(
@@ -219,8 +263,9 @@ def write_encoded(data: bytes, folder: Path, name: str, original: str) -> None:
 
 def _names_rows(stage: Staged, part: str, vector: Array, texts: list[str]) -> bool:
     """Return True for an array with the name of ids (`id`, `test_ids`), or with ids of the sample."""
-    name = plain_name(vector.key or vector.path.stem)
-    return name.removesuffix("s").endswith(ID_NAMES) or are_sample_ids(stage, part, texts)
+    return name_without_part(vector).removesuffix("s").endswith(ID_NAMES) or are_sample_ids(
+        stage, part, texts
+    )
 
 
 def _label_name(vector: Array, count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ from pipeline.tables import load_table, write_table
 from pipeline.wording import capped, counted, listed
 
 TABLES = (".csv", ".tsv")
+BETWEEN = "\x1f"  # between the values of a cell that holds several, until the table is written
 ID_NAMES = tuple("id imageid image imagename imgid idcode filename file fileid name index uuid guid".split())
-PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
+# Also in Xtrain and trainy: x for images and y for labels
+PARTS = re.compile(
+    r"(?<![a-z])[xy]?(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))[xy]?(?![a-z])"
+)
 
 
 def part_of(path: str) -> str:
@@ -209,7 +213,8 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     Ids that are numbered (`t_0`, `t_1`, `t_10`, ...) are given in the order of their numbers, others in the
     order of the sample.
     """
-    numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
+    # 0007 is a name, and not the number of a row
+    numbers = {int(text) for text in stage.ids if re.fullmatch(r"0|[1-9][0-9]{0,17}", text)}
     first = min(numbers, default=0)
     consecutive = (
         len(numbers) == len(stage.ids) > 0
@@ -227,7 +232,8 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
 
 @dataclass(frozen=True)
 class NamedRows:
-    """The rows of a table whose images become files: a name for each, and the table without its images.
+    """The rows of a table whose images become files: a name for each, and the table without its images, with
+    the names in its first column.
 
     `how`: where the names come from, for messages. `folder`: below the root, for the images.
     """
@@ -251,14 +257,21 @@ def named_rows(
     column, folder = id_column(stage, columns, cells, part), part or path.stem
     if column is None:
         names, how = row_ids(stage, part, len(cells))
-        columns = [stage.id_column if stage.id_column not in columns else "image", *columns]
+        columns = [new_column(stage, columns), *columns]
         cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
         if (stage.root / folder).exists():  # rows of another table may have the same row numbers
             folder = path.stem
     else:
         names, how = [row[column] for row in cells], f"column {columns[column]!r}"
+        order = [column, *(other for other in range(len(columns)) if other != column)]
+        columns, cells = [columns[each] for each in order], [[row[each] for each in order] for row in cells]
     check_names(names, shown)
     return NamedRows(names, how, columns, cells, folder)
+
+
+def new_column(stage: Staged, columns: Sequence[str]) -> str:
+    """Return the name of a new column of ids: that of the sample, if none of `columns` has it already."""
+    return next(name for name in (stage.id_column, "image", "name of the image") if name not in columns)
 
 
 def _by_number(ids: Sequence[str]) -> list[str] | None:
@@ -313,10 +326,12 @@ def are_sample_ids(stage: Staged, part: str, values: Sequence[str]) -> bool:
 def cell_text(value: object) -> str:
     """Return a value of an array or a parquet table as the text of a cell.
 
-    1.0 is written 1; a missing value (None, NaN) is empty.
+    1.0 is written 1; a missing value (None, NaN) is empty. Several values have BETWEEN between them.
     """
     if value is None:
         return ""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return BETWEEN.join(cell_text(each) for each in value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (np.floating, float)):
@@ -360,15 +375,17 @@ def write_rows(
 ) -> str:
     """Write the table of a part (`train.csv`, `test.csv`; else `<stem>.csv`). Returns its name.
 
-    If a table with these ids exists already, nothing is written. Rows of several containers of a part share
-    one table if their columns are equal and their ids differ.
+    The first column holds the ids. If a table with these ids exists already, nothing is written. Rows of
+    several containers of a part share one table if they have the same columns, in any order, and other ids.
     """
     name = f"{part or stem}.csv"
     path = stage.root / name
     if path in stage.written:
         known, before = stage.written[path]
-        if known == list(columns) and not {row[0] for row in before} & {row[0] for row in rows}:
-            rows = [*before, *rows]
+        alike = known[0] == columns[0] and sorted(known) == sorted(columns)
+        if alike and not {row[0] for row in before} & {row[0] for row in rows}:
+            order = [list(columns).index(column) for column in known]
+            columns, rows = known, [*before, *([row[each] for each in order] for row in rows)]
         else:
             path = versioned(stage.root / f"{stem}.csv")
     elif path.exists():
@@ -380,6 +397,16 @@ def write_rows(
         except UserError:
             pass
         path = versioned(path)
-    write_table(path, columns, rows)
+    write_table(path, columns, _with_separators(rows))
     stage.written[path] = list(columns), [list(row) for row in rows]
     return path.name
+
+
+def _with_separators(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Yield the rows with a space between the values of a cell; with | where the values have spaces."""
+    marks = [
+        "|" if any(BETWEEN in cell for cell in cells) and any(" " in cell for cell in cells) else " "
+        for cells in zip(*rows, strict=True)
+    ]
+    for row in rows:
+        yield [cell.replace(BETWEEN, mark) for cell, mark in zip(row, marks, strict=True)]

@@ -4,6 +4,7 @@ originals are kept.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.
 # too.
 COPIED = frozenset(".csv .tsv .json .jsonl .txt .md .yaml .yml .xml .xls .xlsx .parquet .py .ipynb".split())
 
+THERE = " is there already"  # end of the reason why an archive was not unpacked
 TELLING = frozenset(".csv .tsv .json .parquet .npy .npz .bson .h5 .hdf5 .tfrec .tfrecord .tfrecords".split())
 
 
@@ -104,13 +106,13 @@ def _stage_folder(source: Path, target: Path) -> list[str]:
         if missing:
             problems.append(
                 f"{shown} holds {counted(len(missing), 'file')} that are missing in the folder "
-                f"{problem.split(' ')[0]} beside it ({listed(missing)}): was it unpacked only partly? Move "
-                "one of the two away"
+                f"{problem.removesuffix(THERE)!r} beside it ({listed(missing)}): was it unpacked only "
+                "partly? Move one of the two away"
             )
         elif problem:
             notes.append(
                 f"{shown} not unpacked: {problem}, with all its files"
-                if "already" in problem
+                if problem.endswith(THERE)
                 else f"{shown} left out: {problem}"
             )
     raise_all(
@@ -204,20 +206,32 @@ def _unpack_beside(
         unpack(path, fresh, budget)
         inner = _unpack_below(fresh, f"{shown}/", budget, depth + 1)
         inside = list(fresh.iterdir()) if fresh.exists() else []
-        # If the archive has its own folder of this name, or a single table, do not add a second folder around
-        # it.
-        alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
+        alone = inside[0] if len(inside) == 1 and _needs_no_folder(inside[0], stem, place) else None
         content, goal = (alone, place / alone.name) if alone else (fresh, place / stem)
         if not inside or goal.exists():
             missing = (
                 [name for name in _names(content) if not (goal / name).exists()] if goal.is_dir() else []
             )
-            return (f"{goal.name} is there already" if inside else "it is empty"), missing
+            return (f"{goal.name}{THERE}" if inside else "it is empty"), missing
         content.rename(goal)
         notes += inner
         return "", []
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _needs_no_folder(only: Path, stem: str, place: Path) -> bool:
+    """Return True if the only entry of an archive needs no folder around it: it has the archive's name, or is
+    a table whose place is free.
+
+    For an image, the archive's name may be its class or its part of the data.
+    """
+    if only.name == stem:
+        return True
+    if not only.is_file() or suffix_of(only.name) not in COPIED:
+        return False
+    there = place / only.name
+    return not there.exists() or (there.is_file() and filecmp.cmp(only, there, shallow=False))
 
 
 def _names(content: Path) -> list[str]:

@@ -16,11 +16,21 @@ from tqdm import tqdm
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
 from pipeline.fetch.pixels import encoded_suffix, new_file
-from pipeline.fetch.staged_rows import ID_NAMES, Staged, check_names, part_of, row_ids, write_rows
+from pipeline.fetch.staged_rows import (
+    BETWEEN,
+    ID_NAMES,
+    Staged,
+    check_names,
+    new_column,
+    part_of,
+    row_ids,
+    write_rows,
+)
 from pipeline.fetch.tf_examples import Features, examples
 from pipeline.wording import counted, listed, natural_key
 
 SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
+MOST_VALUES = 64  # of a feature that becomes a cell, such as the labels of an image
 
 
 @dataclass
@@ -123,7 +133,9 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                 for key in sorted({key for example in first for key in example})
                 if key not in (image, name)
             ]
-            columns = [key for key in columns if all(_is_cell(example.get(key)) for example in first)]
+            left = [key for key in columns if not all(_is_cell(example.get(key)) for example in first)]
+            columns = [key for key in columns if key not in left]
+            id_name = name or new_column(stage, columns)
             unnamed = sum(1 for path in paths for _ in _of(stage, path)) if not name else 0
             names, how = row_ids(stage, part, unnamed) if not name else ([], f"feature {name!r}")
             if part == "val":  # in train/, where training rows have these numbers
@@ -148,8 +160,10 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                     written.append(image_id)
                     cells.append([image_id, *(_cell(example.get(key)) for key in columns)])
                 bar.update()
-            header, _ = rows.setdefault(into, ([name or stage.id_column, *columns], []))
-            rows[into][1].extend(_aligned(header, [name or stage.id_column, *columns], cells))
+            header, _ = rows.setdefault(into, ([id_name, *columns], []))
+            if left:
+                stage.notes.append(f"{into}/: left out of the table, too long for a cell: {listed(left)}")
+            rows[into][1].extend(_aligned(header, [id_name, *columns], cells))
             also = "; rows of the validation part are labelled too" if part == "val" else ""
             stage.notes.append(
                 f"{counted(len(written), 'image')} of TFRecords written into {into}/ (names: {how}){also}"
@@ -162,7 +176,12 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
 
 
 def _aligned(header: list[str], columns: list[str], cells: list[list[str]]) -> list[list[str]]:
-    return [[dict(zip(columns, row, strict=True)).get(column, "") for column in header] for row in cells]
+    """Return rows of `columns` in the order of `header`. The first is the name of the image in both."""
+    found = [dict(zip(columns, row, strict=True)) for row in cells]
+    return [
+        [row[0], *(known.get(column, "") for column in header[1:])]
+        for row, known in zip(cells, found, strict=True)
+    ]
 
 
 def _named(stage: Staged, paths: list[Path], name: str) -> list[str]:
@@ -209,14 +228,15 @@ def _texts(example: Features, key: str) -> list[str]:
 
 def _is_cell(values: list[Any] | None) -> bool:
     return values is None or (
-        len(values) <= 1 and all(not isinstance(value, bytes) or len(value) <= 1000 for value in values)
+        len(values) <= MOST_VALUES
+        and all(not isinstance(value, bytes) or len(value) <= 1000 for value in values)
     )
 
 
 def _cell(values: list[Any] | None) -> str:
-    if not values:
-        return ""
-    return values[0].decode("utf-8", "replace") if isinstance(values[0], bytes) else str(values[0])
+    return BETWEEN.join(
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values or ()
+    )
 
 
 def _of(stage: Staged, path: Path) -> Iterator[Features]:
