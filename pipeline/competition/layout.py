@@ -96,69 +96,34 @@ def read_layout(
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
-        if corrected.named:
-            raise UserError(
-                f"data.{next(iter(corrected.named))}: for images with labels, and {folder.root} holds "
-                "questions about images"
-            )
-        sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
-        sample = find_sample(folder, sources, ImageIndex(folder, ()))
-        return read_vqa(
-            folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images
-        )
+        return _read_questions(folder, id_column, label_column, need, skip_bad_images, corrected)
     named = [file for file in (grouped.file, *corrected.named.values()) if file]
     own = (*own_files(folder.root), groups.FOLDS_FILE, *corrections.OWN_NAMES, *named)
     sources = read_sources(folder, skip=own)
-    test_index = ImageIndex(folder, folder.of_part("test"))
-    sample = find_sample(folder, sources, test_index)
-    if sample and not test_index.images:
-        folder = with_test_folder(folder, sample.table)
-        test_index = ImageIndex(folder, folder.of_part("test"))
-    sample_id = _sample_id(sample, test_index, folder)
-    if sample and sample_id:
-        sample = replace(sample, table=without_numbering(sample.table, sample_id))
-    wanted = wanted_by(sample.table if sample else None, sample_id)
-    if sample and sample_id and asked.kind is None and known is None:
-        refuse_other_tasks(sample, sample_id, wanted, sources.of_role("train", ""), folder.scans)
-        shown = test_index if test_index.images else ImageIndex(folder, folder.of_part("train", "val", ""))
-        refuse_other_rows(sample, sample_id, wanted, sources, shown)
-        if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
-            refuse_several_questions(sample, wanted, sources.of_role("train", ""))
-    if sample and sample_id:
-        wanted = with_row_labels(wanted, sample.table, sample_id, sources.of_role("test", ""))
+    folder, test_index, sample, wanted = _read_sample(folder, sources, asked, known)
     labelled, trouble = _labelled(
         folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images, partial_labels
     )
     _call_labels(labelled, wanted, sources, sample, asked, known)
-    names = _label_names(labelled.evidence, known, wanted)
     test = find_test_images(
         folder,
         sources,
         sample,
         test_index,
         labelled.taken,
-        names,
+        _label_names(labelled.evidence, known, wanted),
         required=need != "train" and test_images,
         label_column=_column_name(labelled),
         group_column=_group_column(labelled),
     )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
-    target, metric = (decision.target, decision.metric) if decision else known or (None, None)
-    if target is None and test.resolved and test.resolved.row_labels:  # no other source of label names
-        target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
-    elif target is None and len(wanted.columns) > 1:
-        target = multiclass(sorted(wanted.columns, key=natural_key))
+    target, metric = _target_and_metric(decision, known, test, wanted)
     form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
-    root = folder.root
     grouping, folds, where = None, None, ""
     if need != "test":  # before the notes: these add some
         grouping = groups.read_groups(folder, sources, labelled, grouped)
         folds, where = groups.read_folds(folder, labelled) or (None, "")
-    train_rows = _train_rows(root, labelled, decision)
-    test_rows = tuple(
-        Row(subject, root / image, None) for subject, images in test.subjects() for image in images
-    )
     together = need != "test" and not trouble and grouping is None and not labelled.split
     several = test.resolved.id_column if test.resolved and test.num_images > len(set(test.ids)) else ""
     lines = [
@@ -168,9 +133,9 @@ def read_layout(
         *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(
-        root,
-        train_rows,
-        test_rows,
+        folder.root,
+        _train_rows(folder.root, labelled, decision),
+        _test_rows(folder.root, test),
         target,
         metric,
         form,
@@ -186,6 +151,57 @@ def read_layout(
         competition,
         corrections=corrections.read_corrections(folder, labelled, decision.labels, target, corrected),
     )
+
+
+def _read_questions(
+    folder: DataFolder,
+    id_column: str | None,
+    label_column: str | None,
+    need: Literal["train", "test", "both"],
+    skip_bad_images: bool,
+    corrected: corrections.CorrectionFiles,
+) -> Competition:
+    """Read a competition of questions about images."""
+    if corrected.named:
+        raise UserError(
+            f"data.{next(iter(corrected.named))}: for images with labels, and {folder.root} holds questions "
+            "about images"
+        )
+    sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
+    sample = find_sample(folder, sources, ImageIndex(folder, ()))
+    return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
+
+
+def _read_sample(
+    folder: DataFolder, sources: Sources, asked: Asked, known: tuple[Target, str | None] | None
+) -> tuple[DataFolder, ImageIndex, Source | None, Wanted]:
+    """Find the sample submission (None without one), and what it asks for.
+
+    Return the data folder with the test folder that the sample names, the index of its test images, the
+    sample, and the wanted labels.
+
+    Raises:
+        UserError: it asks for masks, boxes or several questions, and no flag says otherwise.
+    """
+    index = ImageIndex(folder, folder.of_part("test"))
+    sample = find_sample(folder, sources, index)
+    if sample is None:
+        return folder, index, None, Wanted()
+    if not index.images:
+        folder = with_test_folder(folder, sample.table)
+        index = ImageIndex(folder, folder.of_part("test"))
+    id_column = _sample_id(sample, index, folder)
+    sample = replace(sample, table=without_numbering(sample.table, id_column))
+    wanted = wanted_by(sample.table, id_column)
+    if asked.kind is None and known is None:
+        labels = sources.of_role("train", "")
+        refuse_other_tasks(sample, id_column, wanted, labels, folder.scans)
+        shown = index if index.images else ImageIndex(folder, folder.of_part("train", "val", ""))
+        refuse_other_rows(sample, id_column, wanted, sources, shown)
+        if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
+            refuse_several_questions(sample, wanted, labels)
+    wanted = with_row_labels(wanted, sample.table, id_column, sources.of_role("test", ""))
+    return folder, index, sample, wanted
 
 
 def read_for_training(
@@ -252,10 +268,8 @@ def read_for_run(
     )
 
 
-def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:
+def _sample_id(sample: Source, test_index: ImageIndex, folder: DataFolder) -> str:
     """Return the id column of the sample submission, found before the labels are read."""
-    if sample is None:
-        return None
     for index in (test_index, ImageIndex(folder, folder.of_part("train", "val", ""))):
         name, match = find_ids(sample.table, index)
         if match.num_found:
@@ -332,6 +346,21 @@ def _decided(
         if need != "test":
             raise
         return None, _short(error)
+
+
+def _target_and_metric(
+    decision: Decision | None,
+    known: tuple[Target, str | None] | None,
+    test: TestImages,
+    wanted: Wanted,
+) -> tuple[Target | None, str | None]:
+    """Return the target and the metric; without labels the target has the names in the sample submission."""
+    target, metric = (decision.target, decision.metric) if decision else known or (None, None)
+    if target is None and test.resolved and test.resolved.row_labels:
+        target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
+    elif target is None and len(wanted.columns) > 1:
+        target = multiclass(sorted(wanted.columns, key=natural_key))
+    return target, metric
 
 
 def _form(
@@ -411,6 +440,11 @@ def _train_rows(root: Path, labelled: Labelled, decision: Decision | None) -> tu
     return tuple(Row(row_id, root / image, label) for row_id, images, label in rows for image in images)
 
 
+def _test_rows(root: Path, test: TestImages) -> tuple[Row, ...]:
+    """Return one row per image of each test id, in the order of the sample submission."""
+    return tuple(Row(subject, root / image, None) for subject, images in test.subjects() for image in images)
+
+
 def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -> SubmissionForm | None:
     """Return the form of the sample submission in `data_dir`, even without test images; None without a
     sample.
@@ -429,7 +463,7 @@ def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -
         return None
     check_sample(sample.table)
     if target is None or metric is None:
-        id_column = _sample_id(sample, index, folder) or sample.table.columns[0]
+        id_column = _sample_id(sample, index, folder)
         kind: FormKind = "label" if len(sample.table.columns) == 2 else "probabilities"
         return SubmissionForm(
             kind, sample.table.columns, id_column, tuple(sample.table.column(id_column)), sample.table.path

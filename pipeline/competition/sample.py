@@ -187,10 +187,8 @@ def label_form(sample: Table, id_column: str) -> SubmissionForm:
     return SubmissionForm("label", sample.columns, id_column, tuple(sample.column(id_column)), sample.path)
 
 
-def wanted_by(sample: Table | None, id_column: str | None) -> Wanted:
+def wanted_by(sample: Table, id_column: str) -> Wanted:
     """Return the columns, ids and values that a sample submission asks for."""
-    if sample is None or id_column is None:
-        return Wanted()
     columns = tuple(name for name in sample.columns if name != id_column)
     ids = tuple(sample.column(id_column)[:FIRST])
     if len(columns) != 1:
