@@ -69,9 +69,9 @@ def _made_otherwise(origins: Sequence[Origin], model: Path) -> Origin | None:
     return origins[0] if origins else None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Score a predictions file, print the scores, and store them beside the run that made it."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.submission.score", description=main.__doc__)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.submission.score", description=__doc__)
     parser.add_argument(
         "--solution",
         type=Path,
@@ -99,71 +99,83 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="the competition's folder; default: the one that inference.py recorded, else data",
     )
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score a predictions file, print the scores, and store them beside the run that made it."""
+    options = parse(argv)
     origins = find_origins(options.predictions)
     origin = origins[0] if origins else None
-    options.model = options.model or Path(origin.models[0] if origin else "finetuned_model")
-    run = read_record(options.model)
-    form, id_column = _form(run, options.data or _recorded_data(origin) or Path("data"))
-    if are_answers(options.predictions, options.solution):
-        scores = score_answers(
-            options.predictions,
-            options.solution,
-            class_names=run.class_names if run else None,
-            id_column=id_column,
-        )
-    else:
-        known = (
-            {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
-        )
-        scores = score_predictions(options.predictions, options.solution, **known)
+    model = options.model or Path(origin.models[0] if origin else "finetuned_model")
+    run = read_record(model)
+    scores = _scores(options.predictions, options.solution, run, options.data or _recorded_data(origin))
     print(
         f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {scores['of']}"
     )
     print(_table_text(scores))
-    if scores["pooled"] and run and differs_by_column(run.metric):
-        print(
-            f"note: each row is one value, so these are scores of the rows of all labels together; the "
-            f"validation {run.metric} of {options.model} is a mean over its labels"
-        )
-    if scores["unseen"]:
-        near = nearest(scores["unseen"][0], run.class_names or () if run else ())
-        print(
-            f"note: labels of {options.solution} that the model does not know: "
-            f"{quoted(scores['unseen'])}{near}"
-        )
+    for note in _notes(scores, run, model, options.solution):
+        print(f"note: {note}")
     if run is None or scores["foreign"]:
         why = (
             f"did not make these predictions (labels {quoted(scores['foreign'])})"
             if run
             else "holds no finished run"
         )
-        print(f"the scores are not stored: {options.model} {why}; set the run with --model")
+        print(f"the scores are not stored: {model} {why}; set the run with --model")
         return 0
-    if made := _made_otherwise(origins, options.model):
-        print(f"the scores are not stored: they are not those of {options.model}; made by {made.describe()}")
+    if made := _made_otherwise(origins, model):
+        print(f"the scores are not stored: they are not those of {model}; made by {made.describe()}")
         return 0
+    print(_stored(scores, model, options.predictions, options.solution))
+    return 0
+
+
+def _scores(predictions: Path, solution: Path, run: RunRecord | None, data_dir: Path | None) -> Scores:
+    """Return the scores of a predictions file. `data_dir`: the competition's folder; None: data/."""
+    form, id_column = _form(run, data_dir or Path("data"))
+    if are_answers(predictions, solution):
+        class_names = run.class_names if run else None
+        return score_answers(predictions, solution, class_names=class_names, id_column=id_column)
+    if run is None:
+        return score_predictions(predictions, solution, id_column=id_column)
+    return score_predictions(predictions, solution, form=form, target=run.target, metric=run.metric)
+
+
+def _notes(scores: Scores, run: RunRecord | None, model: Path, solution: Path) -> list[str]:
+    """Return what may make these scores differ from those of the validation."""
+    notes = []
+    if scores["pooled"] and run and differs_by_column(run.metric):
+        notes.append(
+            "each row is one value, so these are scores of the rows of all labels together; the validation "
+            f"{run.metric} of {model} is a mean over its labels"
+        )
+    if scores["unseen"]:
+        near = nearest(scores["unseen"][0], run.class_names or () if run else ())
+        notes.append(f"labels of {solution} that the model does not know: {quoted(scores['unseen'])}{near}")
+    return notes
+
+
+def _stored(scores: Scores, model: Path, predictions: Path, solution: Path) -> str:
+    """Store the scores in the run's folder. Return what was done, as text."""
     kept = {
-        "predictions": str(options.predictions),
-        "sha256": sha256(options.predictions),
-        "solution": str(options.solution),
+        "predictions": str(predictions),
+        "sha256": sha256(predictions),
+        "solution": str(solution),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "rows": scores["rows"],
         "metrics": scores["metrics"],
     }
+    if scores["parts"]:
+        kept["parts"] = scores["parts"]
     try:
-        write_json(
-            check_place(options.model / SCORES),
-            kept | ({"parts": scores["parts"]} if scores["parts"] else {}),
-        )
+        write_json(check_place(model / SCORES), kept)
     except (UserError, OSError) as error:
-        print(
+        return (
             f"the scores are not stored: {error}\ncopy the run to a folder where you can write, and set it "
             "with --model"
         )
-        return 0
-    print(f"stored in {options.model / 'scores.json'}")
-    return 0
+    return f"stored in {model / SCORES}"
 
 
 if __name__ == "__main__":
