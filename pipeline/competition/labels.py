@@ -72,7 +72,6 @@ def read_labelled(
     """
     index = ImageIndex(folder, folder.of_part("train", "val", ""))
     tables = [source for source in sources.of_role("train", "") if source.name != sample_name]
-    named = [source for source in tables if source.role == "train"]
     broken = [error for name, error in sources.broken.items() if Source(name, None).role == "train"]  # type: ignore[arg-type]
     if broken:
         raise broken[0]
@@ -86,20 +85,8 @@ def read_labelled(
     asked = wanted.columns if len(wanted.columns) > 1 else wanted.values
     bases = class_folders(folder, asked)
     classes = bases[0]
-    links = [source for source in sources.of_role("train", "") if source.name != sample_name]
-    looked_up, unclear_tables = [], []
-    for source in tables:
-        try:
-            if source.table.cells:
-                looked_up.append(
-                    look_up(source, index, wanted, id_column_for(id_column, source, tables), links)
-                )
-        except UserError as error:
-            if source.role == "train":
-                raise
-            unclear_tables.append(error)  # reported only if nothing else holds the labels
-    candidates = find_candidates(looked_up, index, wanted, id_column, label_column, classes)
-    best = best_of(candidates)
+    looked_up, unclear_tables = _look_up_all(tables, index, wanted, id_column)
+    best = best_of(find_candidates(looked_up, index, wanted, id_column, label_column, classes))
     if best is None and len(bases) > 1:
         names = [entry.base for entry in bases]
         raise UserError(
@@ -107,22 +94,9 @@ def read_labelled(
         )
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
         labelled = _from_table(folder, best, index, wanted, classes, label_column, skip_bad, partial)
-    elif classes.plausible:
-        _refuse_weaker_folders(classes, looked_up, index, wanted)
-        _refuse_unlinked_labels(classes, looked_up, index, wanted)
-        if of_folders := labels_of_folders(looked_up, index, wanted):
-            found, choice = of_folders
-            advice = _columns_advice(found, wanted) + _folders_advice(classes, found)
-            raise unclear(found.table, choice, advice)
-        labelled, best = from_folders(folder, classes), None
-    elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
-        labelled, best = from_names(folder, in_names), None
-    elif hidden := [entry for entry in looked_up if entry.trouble and not entry.found.match.num_found]:
-        raise hidden[0].trouble
-    elif unclear_tables:
-        raise unclear_tables[0]
     else:
-        raise _nothing_usable(folder, classes, named, looked_up, index, sources)
+        best = None
+        labelled = _without_table(folder, sources, tables, classes, looked_up, unclear_tables, index, wanted)
     linked = best is not None and best.found.match.style is LINKED  # through one of the other tables
     unused = [
         source.name
@@ -140,6 +114,60 @@ def read_labelled(
         labelled.notes += filter(None, (written, called, shortened))
     _refuse_one_class(folder, labelled)
     return labelled
+
+
+def _look_up_all(
+    tables: Sequence[Source], index: ImageIndex, wanted: Wanted, id_column: str | None
+) -> tuple[list[LookedUp], list[UserError]]:
+    """Return the tables whose rows were looked up among the images, and why others cannot be.
+
+    Raises:
+        UserError: a training table cannot be.
+    """
+    looked_up, unclear_tables = [], []
+    for source in tables:
+        try:
+            if source.table.cells:
+                column = id_column_for(id_column, source, tables)
+                looked_up.append(look_up(source, index, wanted, column, tables))
+        except UserError as error:
+            if source.role == "train":
+                raise
+            unclear_tables.append(error)  # reported only if nothing else holds the labels
+    return looked_up, unclear_tables
+
+
+def _without_table(
+    folder: DataFolder,
+    sources: Sources,
+    tables: Sequence[Source],
+    classes: ClassFolders,
+    looked_up: Sequence[LookedUp],
+    unclear_tables: Sequence[UserError],
+    index: ImageIndex,
+    wanted: Wanted,
+) -> Labelled:
+    """Read the labels from class folders, else from the names of the images.
+
+    Raises:
+        UserError: a table may hold the labels after all, or nothing does.
+    """
+    if classes.plausible:
+        _refuse_weaker_folders(classes, looked_up, index, wanted)
+        _refuse_unlinked_labels(classes, looked_up, index, wanted)
+        if of_folders := labels_of_folders(looked_up, index, wanted):
+            found, choice = of_folders
+            advice = _columns_advice(found, wanted) + _folders_advice(classes, found)
+            raise unclear(found.table, choice, advice)
+        return from_folders(folder, classes)
+    named = [source for source in tables if source.role == "train"]
+    if in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
+        return from_names(folder, in_names)
+    if hidden := [entry for entry in looked_up if entry.trouble and not entry.found.match.num_found]:
+        raise hidden[0].trouble
+    if unclear_tables:
+        raise unclear_tables[0]
+    raise _nothing_usable(folder, classes, named, looked_up, index, sources)
 
 
 def _call_as_folders(labelled: Labelled, classes: ClassFolders, asked: Iterable[str]) -> None:
