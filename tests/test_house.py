@@ -28,8 +28,8 @@ WINGS = {
     "what a run holds": "run_record run predictions",
     "forms": "form recognise cells check",
     "competition": (
-        "facts rows parts folders ids folder_columns spelling id_columns json_tables line_tables sources "
-        "label_columns label_table long_tables class_folders subjects label_candidates labels "
+        "facts rows parts folders id_styles ids folder_columns spelling id_columns json_tables line_tables "
+        "sources label_columns label_table long_tables class_folders subjects label_candidates labels "
         "likely_groups groups corrections pseudo_labels fold_split sample class_tables test_rows "
         "sample_classes notes other_tasks vqa_files vqa_images vqa_tables vqa_layout layout splits "
         "questions"

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
-from pipeline.competition.ids import adds_a_word, file_name, short_ids, without_suffix
+from pipeline.competition.id_styles import file_name, short_ids, without_suffix
+from pipeline.competition.ids import adds_a_word
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
 from pipeline.competition.spelling import class_name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
+from pipeline.competition.id_styles import SEVERAL_EACH
+from pipeline.competition.ids import ImageIndex, Match
 from pipeline.tables import Table
 
 

@@ -6,97 +6,36 @@ Ids are text and match exactly; one style of writing holds for a whole column.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 
-from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
+from pipeline.competition.folders import DataFolder, hide_command
+from pipeline.competition.id_styles import (
+    ENDS,
+    FOLDERS,
+    LOOSE,
+    NAME,
+    NO_CASE,
+    NUMBERS,
+    PREFIXES,
+    SEVERAL_EACH,
+    STYLES,
+    UPLOADED,
+    Style,
+    behind,
+    composed,
+    ends_of,
+    file_name,
+    folders_of,
+    number_of,
+    prefixes_of,
+    stem,
+    styles_of_paths,
+    without_suffix,
+)
 from pipeline.competition.parts import BESIDE, part_of_name, words_of
 from pipeline.wording import MAX_NAMED, capped, counted, listed
-
-
-def file_name(image: str) -> str:
-    """Return the last part of the path, `1.jpg` for `train/cat/1.jpg`."""
-    return image.rsplit("/", 1)[-1]
-
-
-def inside(image: str) -> str:
-    """Return the path below the first folder: `cat/1.jpg` for `train/cat/1.jpg`."""
-    return image.split("/", 1)[-1]
-
-
-def without_suffix(path: str) -> str:
-    """Return `cat/1` for `cat/1.jpg`; a path without an image suffix is returned unchanged."""
-    return path.rpartition(".")[0] if suffix_of(path) in IMAGE_SUFFIXES else path
-
-
-def _stem(image: str) -> str:
-    return without_suffix(file_name(image))
-
-
-def _number_of(text: str) -> str:
-    """Return `7` for `0007` and `7.0`; text that is not a number is returned unchanged."""
-    text = re.sub(r"^([0-9]+)\.0+$", r"\1", text)
-    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
-
-
-def _bare(path: str) -> str:
-    """Reduce a path to its name without folder, extensions and case.
-
-    Ids that any style can match are equal in this form.
-    """
-    name = file_name(path)
-    while (shorter := without_suffix(name)) != name:
-        name = shorter
-    return name.casefold()
-
-
-def composed(text: str) -> str:
-    """Return the text in NFC: each accented letter is one code point."""
-    # macOS writes "é" as two code points, most tables as one; both are the same name.
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-@dataclass(frozen=True)
-class Style:
-    """One way to write the id of an image. `says` describes it in messages."""
-
-    says: str
-    of_image: Callable[[str], str]
-    of_id: Callable[[str], str] = str
-
-
-NAME = Style("file names", file_name)
-STEM = Style("file names without extension", _stem)
-INSIDE = Style("paths in the image folder", inside)
-STYLES = (
-    NAME,
-    STEM,
-    INSIDE,
-    Style("paths in the image folder without extension", lambda image: without_suffix(inside(image))),
-    Style("paths in the data folder", str),
-    Style("paths in the data folder without extension", without_suffix),
-    Style("file names with another extension", _stem, without_suffix),
-)
-DEEPEST = 60  # folders in a path
-ENDS = Style("file names or ends of paths", str)  # of several keys an image
-UPLOADED = r"[0-9a-f]{8}-."  # how names begin that Label Studio gives
-# one id, several images
-FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)
-NUMBERS = Style(
-    "the numbers of files without leading zeros",
-    lambda image: _number_of(_stem(image)),
-    lambda text: _number_of(without_suffix(text.strip())),
-)
-NO_CASE = Style(
-    "file names in upper or lower case",
-    lambda image: _stem(image).casefold(),
-    lambda text: without_suffix(text.strip()).casefold(),
-)
-LINKED = Style("led to images by another table", str)
-SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
-LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
 
 
 @dataclass(frozen=True)
@@ -184,7 +123,7 @@ class ImageIndex:
         if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
             uploaded = ids and re.match(UPLOADED, file_name(self._as_path(ids[0])))
             return self._match_loosely(ids) if uploaded else best
-        for style in (*STYLES, *_styles_of_paths([self._as_path(image_id) for image_id in ids])):
+        for style in (*STYLES, *styles_of_paths([self._as_path(image_id) for image_id in ids])):
             match = self._read(ids, style)
             rank = (match.num_unique, match.num_found)
             if rank > best_rank:
@@ -211,7 +150,7 @@ class ImageIndex:
             names = [file_name(self._as_path(text).strip()) for text in ids]
             uploaded = all(re.match(UPLOADED, name) for name in names)
             cut = len("1a2b3c4d-") if uploaded else 0
-            styles = [_behind(shared, of_id, begin) for of_id in (str, without_suffix) for begin in {0, cut}]
+            styles = [behind(shared, of_id, begin) for of_id in (str, without_suffix) for begin in {0, cut}]
             numbered_ones = len(set(ids)) < len(self.images) and all(
                 without_suffix(name[cut:]).isdecimal() for name in names
             )
@@ -243,7 +182,7 @@ class ImageIndex:
         them: such names say nothing else, and ids that count rows from another number do not fit.
         """
         texts = [without_suffix(text.strip()) for text in ids]
-        heads = {re.sub(r"\d+$", "", _stem(image)) for image in self.images}
+        heads = {re.sub(r"\d+$", "", stem(image)) for image in self.images}
         own = {re.sub(r"\d+(\.0+)?$", "", text) for text in texts}
         nothing = Match(NAME, ((),) * len(ids))
         if len(heads) != 1 or len(own) != 1 or heads == own or any("/" in head for head in own):
@@ -252,7 +191,7 @@ class ImageIndex:
         behind = f", behind {word!r} in ids" if word else ""
         style = Style(
             f"the numbers behind {head!r} in file names{behind}" if head else f"the numbers behind {word!r}",
-            lambda image: _number_of(_stem(image)[len(head) :]),
+            lambda image: number_of(stem(image)[len(head) :]),
             lambda text: NUMBERS.of_id(text.strip()[len(word) :]),
         )
         found = self._read(ids, style)
@@ -266,7 +205,7 @@ class ImageIndex:
         An image has one id: see `_one_id_each`.
         """
         best = Match(FOLDERS, ((),) * len(ids))
-        for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
+        for style, keys_of in ((FOLDERS, folders_of), (PREFIXES, prefixes_of)):
             if style.says not in self._keys:
                 keys: dict[str, list[str]] = {}
                 for image in self.images:
@@ -306,7 +245,7 @@ class ImageIndex:
         if style.says not in self._keys:
             keys: dict[str, list[str]] = {}
             for image in self.images:
-                for key in _ends_of(image) if style is ENDS else [style.of_image(image)]:
+                for key in ends_of(image) if style is ENDS else [style.of_image(image)]:
                     keys.setdefault(composed(key), []).append(image)
             self._keys[style.says] = keys
         return self._keys[style.says]
@@ -370,68 +309,6 @@ def adds_a_word(folder: str, other: str) -> bool:
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
-def _styles_of_paths(ids: Sequence[str]) -> list[Style]:
-    """Return more styles for ids with folders: they are the ends of the paths of images.
-
-    Folders that begin all ids may be those of another machine (`/kaggle/input/x/train/1.jpg`), absent here;
-    the last folder of an id must be there.
-    """
-    steps = [image_id.split("/")[:-1] for image_id in ids if image_id.count("/") <= DEEPEST]
-    if len(steps) < len(ids):
-        return []  # such a text is no path, and each beginning of it would be a style
-    depths = {len(folders) for folders in steps}
-    if depths == {0}:
-        return []
-    styles = list(_tails(len(steps[0]))) if len(depths) == 1 else [ENDS]
-    shared = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*steps, strict=False))]
-    for count in range(1, min(len(shared), len(steps[0]) - 1) + 1) if len(depths) == 1 else ():
-        styles += _tails(len(steps[0]) - count, f"{'/'.join(shared[:count])}/")
-    return styles
-
-
-def _tails(depth: int, absent: str = "") -> tuple[Style, Style]:
-    """Return styles for paths without their first folders: `images/1.jpg` for `imgs/train/images/1.jpg`.
-
-    `absent`: what ids have before that.
-    """
-
-    def tail(image: str) -> str:
-        return "/".join(image.split("/")[-depth - 1 :])
-
-    says = f"ends of paths, {depth + 1} parts" + (f", after {absent}" if absent else "")
-    return Style(says, tail, lambda text: text.removeprefix(absent)), Style(
-        f"{says}, without extension",
-        lambda image: without_suffix(tail(image)),
-        lambda text: text.removeprefix(absent),
-    )
-
-
-def _behind(shared: str, of_id: Callable[[str], str], begin: int) -> Style:
-    """Return the style of file names behind folders that are not here; `begin`: where the name begins."""
-    of_image = _stem if of_id is without_suffix else file_name
-    return Style(
-        f"file names behind {shared}/{'1a2b3c4d-' if begin else ''}"
-        + (", with another extension" if of_image is _stem else ""),
-        of_image,
-        lambda text: of_id(file_name(text.strip())[begin:]),
-    )
-
-
-def _ends_of(image: str) -> list[str]:
-    """Return all ends of a path: `1.jpg`, `train/1.jpg`."""
-    steps = image.split("/")
-    return ["/".join(steps[place:]) for place in range(len(steps))]
-
-
-def _folders_of(image: str) -> list[str]:
-    return list(dict.fromkeys(image.split("/")[:-1]))
-
-
-def _prefixes_of(image: str) -> list[str]:
-    stem = _stem(image)
-    return [stem[: found.start()] for found in re.finditer(r"[_\-. ]", stem) if found.start()]
-
-
 def _one_id_each(ids: Sequence[str], match: Match) -> Match:
     """Return the match with no image under two ids.
 
@@ -484,17 +361,6 @@ def _folder_each(names: set[str], owners: Mapping[str, Sequence[str]]) -> dict[s
 def _repeats_a_name(images: Sequence[str]) -> bool:
     """Return True if two images have the same top folder and the same file name."""
     return len({(_top(image), file_name(image)) for image in images}) < len(images)
-
-
-def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
-    """Return one unique id per image and their style: stems, else file names, else paths below the folder,
-    else full paths.
-    """
-    for style in (STEM, NAME, INSIDE):
-        ids = [style.of_image(image) for image in images]
-        if len(set(ids)) == len(ids):
-            return ids, style.says
-    return list(images), "paths in the data folder"
 
 
 def link_advice(id_column: str) -> str:

@@ -11,16 +11,8 @@ from pipeline.competition.class_folders import ClassFolders
 from pipeline.competition.folder_columns import in_folders
 from pipeline.competition.folders import hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids, without_id_name
-from pipeline.competition.ids import (
-    FOLDERS,
-    LINKED,
-    SEVERAL_EACH,
-    ImageIndex,
-    Match,
-    file_name,
-    link_advice,
-    settled,
-)
+from pipeline.competition.id_styles import FOLDERS, LINKED, SEVERAL_EACH, file_name
+from pipeline.competition.ids import ImageIndex, Match, link_advice, settled
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
 from pipeline.competition.label_table import Found, without_test_rows
 from pipeline.competition.line_tables import LIST_OF_NAMES

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, without_suffix
+from pipeline.competition.id_styles import SEVERAL_EACH, without_suffix
+from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import ZERO_ONE, is_number, split_column
 from pipeline.competition.sources import Source

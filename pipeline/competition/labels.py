@@ -22,7 +22,8 @@ from pipeline.competition.folders import (
     plain_name,
     suffix_of,
 )
-from pipeline.competition.ids import LINKED, SEVERAL_EACH, ImageIndex, link_advice
+from pipeline.competition.id_styles import LINKED, SEVERAL_EACH
+from pipeline.competition.ids import ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     COVERS,
     Candidate,

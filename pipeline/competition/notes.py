@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.competition.folders import DataFolder, join_command
-from pipeline.competition.ids import composed
+from pipeline.competition.id_styles import composed
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.sources import Sources
 from pipeline.competition.test_rows import TestImages

@@ -16,7 +16,8 @@ from pipeline.competition.folders import (
     unpack_command,
 )
 from pipeline.competition.id_columns import find_ids
-from pipeline.competition.ids import ImageIndex, file_name
+from pipeline.competition.id_styles import file_name
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import FIRST, Wanted, is_number
 from pipeline.competition.parts import HOLD_OUT_FOLDERS, words_of
 from pipeline.competition.sources import Source, Sources, is_sample_name

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from pipeline.competition.folders import plain_name
-from pipeline.competition.ids import composed
+from pipeline.competition.id_styles import composed
 from pipeline.targets.evidence import LabelEvidence
 from pipeline.targets.readings import are_flags, are_numbers, as_words, has_fraction, is_true, number
 

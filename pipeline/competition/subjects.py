@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.competition.folder_columns import in_folders
 from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
-from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match, file_name, settled, without_suffix
+from pipeline.competition.id_styles import SEVERAL_EACH, file_name, without_suffix
+from pipeline.competition.ids import ImageIndex, Match, settled
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, are_whole_numbers, numbers_the_rows
 

@@ -17,7 +17,8 @@ from pipeline.competition.folders import (
     plain_name,
 )
 from pipeline.competition.id_columns import find_ids, without_id_name
-from pipeline.competition.ids import ImageIndex, file_name, link_advice, settled, short_ids
+from pipeline.competition.id_styles import file_name, short_ids
+from pipeline.competition.ids import ImageIndex, link_advice, settled
 from pipeline.competition.sample import check_sample_ids, refuse_excerpt, refuse_labelled
 from pipeline.competition.sources import Source, Sources, headerless
 from pipeline.competition.subjects import Resolved, resolve

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.competition.folders import DataFolder, absent, check_whole, plain_name
-from pipeline.competition.ids import ImageIndex, file_name, without_suffix
+from pipeline.competition.id_styles import file_name, without_suffix
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.vqa_files import Question
 from pipeline.wording import MAX_NAMED, capped, counted, listed, quoted
 

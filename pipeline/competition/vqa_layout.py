@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.competition.folders import DataFolder, hide_command, list_folder, mv_command, suffix_of
-from pipeline.competition.ids import ImageIndex, file_name
+from pipeline.competition.id_styles import file_name
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import label_form
 from pipeline.competition.vqa_files import Answered, Question, load_annotations, load_questions
