@@ -247,6 +247,12 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     assert "4 finished" in capsys.readouterr().out
 
 
+def test_a_file_is_no_place_for_a_grid(competition: Path, tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "g.yaml", ROWS)
+    with pytest.raises(UserError, match=r"g\.yaml is a file, .* --output"):
+        ablation.main(["--grid", str(grid), "--data", str(competition), "--output", str(grid)])
+
+
 def test_a_row_that_cannot_be_built_stops_the_grid_before_the_first_starts(
     competition: Path, tiny_backbone: Path, tmp_path: Path, commands
 ) -> None:

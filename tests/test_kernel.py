@@ -1055,6 +1055,7 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--competition", "two words"], "'two words' is .*competitions/<name>"),
         (["--tta", "flipp"], "--tta flipp: 'flipp' .* \\(nearest: 'flip'\\)"),
         (["--prior", "gone.csv"], "gone.csv"),
+        (["--output", __file__], "test_kernel.py is a file, .* --output"),
     ],
 )
 def test_bad_flags_are_one_message(

@@ -21,7 +21,7 @@ from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.fetch.containers import CONVERTED, Converted, read_converted
-from pipeline.files import sha256, write_json, write_text
+from pipeline.files import check_place, sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
 from pipeline.folds.team import Team, gather
@@ -41,7 +41,7 @@ from pipeline.kernel.slugs import (
     kernel_metadata,
     make_names,
 )
-from pipeline.kernel.stages import Stages
+from pipeline.kernel.stages import STAGES, Stages
 from pipeline.lock import holding_file
 from pipeline.shapes import read_object
 from pipeline.submission.belonging import check_belongs
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             "on Kaggle"
         )
     folder = args.output or team.named[0].path / "kernel"
+    check_place(folder / STAGES, "name a folder with --output")
     folder.mkdir(parents=True, exist_ok=True)
     with holding_file(folder / ".lock", f"another `make kernel` is running in {folder}"):
         stages = Stages(folder)
