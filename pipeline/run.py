@@ -39,6 +39,7 @@ from pipeline.shapes import read_object
 from pipeline.targets.target import Target, multiclass
 from pipeline.unfinished import planned_epochs, read_kept, resume_command
 
+PREPROCESSING = "preprocessor_config.json"  # in the folder of the backbone; training writes it
 _FILES = (
     *(INSTALLING, INSTALLED, RECORD, METRICS, TIMING, VAL_TABLE, VAL_VALUES, SCORES, PAGE, THUMBNAILS),
     *(FLOORS, FOLDS_FILE, OOF_TABLE, OOF_VALUES, HEAD_FILE),
@@ -97,7 +98,8 @@ def load_run(path: Path) -> Run:
 
     Raises:
         UserError: there is no model; no weights were saved yet; a release is only partly installed; run.json
-            has another format or is damaged; the adapter is missing; there is more than one backbone.
+            has another format or is damaged; the adapter or the preprocessing is missing; there is more than
+            one backbone.
     """
     path = Path(path)
     how = "`make weights` installs a release, `python train.py` makes one"
@@ -144,6 +146,11 @@ def load_run(path: Path) -> Run:
         raise UserError(
             f"{path} was trained with an adapter (lora.rank {rank}), but {adapter_dir} is missing: "
             "copy the whole folder again; the backbone without its adapter is not trained for these classes"
+        )
+    if record and not (folders[0] / PREPROCESSING).is_file():
+        raise UserError(
+            f"{folders[0] / PREPROCESSING} is missing: copy the whole folder again; without it images would "
+            "not be read as in training"
         )
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None

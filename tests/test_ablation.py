@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,26 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     assert load_recipe(str(output / "lora-r-2_seed3" / "recipe.yaml")).lora.rank == 4
     (kept,) = (output / "earlier").glob("*/lora-r-2_seed3/run.json")
     assert json.loads(kept.read_text())["recipe"]["lora"]["rank"] == 2
+
+    commands.clear()
+    answers = shutil.copy(output / "lora-r-2_seed3" / "predictions.csv", tmp_path / "answers.csv")
+    again = [*call, "--solution", str(answers)]  # another solution: everything is scored again
+    for folder in output.glob("lora*"):
+        (folder / "timing.jsonl").unlink()
+    assert ablation.main(again) == 0
+    assert not commands
+    scores = {(line["row"], line["seed"]): line["test_accuracy"] for line in read_csv(output / "trials.csv")}
+    assert scores["LoRA r=2", "3"] == "1.0"
+    assert [line["finished"] for line in read_csv(output / "table.csv")] == ["2", "2"]
+    capsys.readouterr()
+    assert ablation.main(again) == 0
+    assert "4 finished" in capsys.readouterr().out
+
+
+def test_a_file_is_no_place_for_a_grid(competition: Path, tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "g.yaml", ROWS)
+    with pytest.raises(UserError, match=r"g\.yaml is a file, .* --output"):
+        ablation.main(["--grid", str(grid), "--data", str(competition), "--output", str(grid)])
 
 
 def test_a_row_that_cannot_be_built_stops_the_grid_before_the_first_starts(

@@ -240,6 +240,16 @@ def test_made_up_without_a_sample(target, metric, kind, columns) -> None:
     assert (form.kind, form.columns, form.ids) == (kind, columns, ("p", "q"))
 
 
+def test_a_class_may_be_called_id(tmp_path: Path) -> None:
+    languages = Target("multiclass", ("en", "id"))
+    form = made_up(languages, "log_loss", ("p", "q"))
+    assert written(tmp_path, form, languages, [[0.25, 0.75], [0.5, 0.5]]) == [
+        "id_,en,id",
+        "p,0.25,0.75",
+        "q,0.5,0.5",
+    ]
+
+
 def test_read_back_gives_what_was_written(tmp_path: Path) -> None:
     form = sample(tmp_path / "s.csv", "id,Id\np,new w1\nq,new w1\n", WHALES, "map_at_2")
     written(tmp_path, form, WHALES, [[0.1, 0.6, 0.2, 0.1], [0.05, 0.1, 0.25, 0.6]])

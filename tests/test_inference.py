@@ -182,6 +182,28 @@ def test_the_former_file_is_kept_until_it_was_submitted(
     assert not (tmp_path / "predictions-former-3.csv").exists()  # nothing was written over it
 
 
+@pytest.mark.parametrize("own", ["test.csv", "test.npy", "test.json"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_users_file_in_the_run_folder_is_not_replaced(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], own: str, is_folder: bool
+) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("test.*"))
+    path = tmp_path / "run" / own
+    if is_folder:
+        path.mkdir()
+    else:
+        path.write_text('{"mine": 1}')
+    predict(tmp_path)
+    assert own in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "run").glob("test*")] == [own]
+    assert path.is_dir() if is_folder else path.read_text() == '{"mine": 1}'
+    path.rmdir() if is_folder else path.unlink()
+    predict(tmp_path)
+    predict(tmp_path)
+    assert "predicted before" in capsys.readouterr().out
+
+
 def test_score_computes_every_metric_and_writes_it_into_the_run(
     trained: Path, tmp_path: Path, capsys
 ) -> None:

@@ -441,6 +441,22 @@ def test_an_edited_script_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert path.read_text() == "# mine\n" and "was edited and is kept" in capsys.readouterr().out
 
 
+def test_edited_metadata_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    path = write_kernel(tmp_path, NAMES, SETTINGS, False, "none", stages).with_name("kernel-metadata.json")
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "NvidiaL4", stages)
+    values = json.loads(path.read_text())
+    assert values["machine_shape"] == "NvidiaL4" and "was edited" not in capsys.readouterr().out
+    values["dataset_sources"].append("someone/more")
+    path.write_text(json.dumps(values))
+    write_kernel(tmp_path, NAMES, replace(SETTINGS, hours=3.0), False, "none", Stages(tmp_path))
+    assert json.loads(path.read_text()) == values
+    assert f"{path} was edited and is kept" in capsys.readouterr().out
+    path.unlink()
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
+    assert "machine_shape" not in json.loads(path.read_text())
+
+
 def test_an_edited_script_of_an_earlier_bundle_says_which_line_to_change(tmp_path: Path) -> None:
     stages, newer = Stages(tmp_path), replace(SETTINGS, digest="1" * 64)
     path = write_kernel(tmp_path, NAMES, SETTINGS, False, "none", stages)
@@ -1039,6 +1055,7 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--competition", "two words"], "'two words' is .*competitions/<name>"),
         (["--tta", "flipp"], "--tta flipp: 'flipp' .* \\(nearest: 'flip'\\)"),
         (["--prior", "gone.csv"], "gone.csv"),
+        (["--output", __file__], "test_kernel.py is a file, .* --output"),
     ],
 )
 def test_bad_flags_are_one_message(

@@ -151,6 +151,25 @@ def test_nothing_is_pushed_twice(server: CodeServer, pushing: Pushing) -> None:
     assert len(server.asked("CreateCodeSubmission")) == 1
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_other_hardware_or_metadata_become_a_new_version(
+    server: CodeServer, pushing: Pushing, folder: Path, by_hand: bool
+) -> None:
+    pushing()
+    if by_hand:
+        path = folder / "kernel/kernel-metadata.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(values | {"enable_tpu": True}))
+    else:
+        pushing.args.accelerator = "NvidiaL4"
+    pushing()
+    first, second = server.kernels[owned("glyphs-digits")]
+    assert first["text"] == second["text"]
+    if not by_hand:
+        assert (first["machineShape"], second["machineShape"]) == ("NvidiaTeslaT4", "NvidiaL4")
+    assert [sent["kernelVersion"] for sent in server.asked("CreateCodeSubmission")] == [1, 2]
+
+
 def test_left_while_it_is_scored_and_continued_with_yes(
     server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

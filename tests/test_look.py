@@ -188,6 +188,16 @@ def test_what_cannot_be_looked_at_is_one_message(photos: Path, tmp_path: Path) -
             main(["--data", str(photos), "--max-mb", size])
 
 
+@pytest.mark.parametrize("name", ["facts.sqlite", "figures"])
+def test_what_stands_in_the_way_is_named(photos: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "look.json").write_text("{}")
+    (output / name).mkdir() if name == "facts.sqlite" else (output / name).touch()
+    with pytest.raises(UserError, match=rf"{name}.* name another --output"):
+        main(["--data", str(photos), "--output", str(output), "--no-cost"])
+
+
 def test_a_damaged_image_is_named_and_a_sample_says_so(photos: Path, tmp_path: Path) -> None:
     (photos / "train/8.png").write_bytes(b"no image")
     assert "train/8.png" in look(photos, tmp_path / "out")

@@ -30,6 +30,7 @@ def weights(content):
 MODEL = {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights")}
 MODEL |= {"model_lora/adapter_config.json": "{}", "model_lora/adapter_model.safetensors": weights("adapter")}
 RUN = MODEL | {
+    "model_beit/preprocessor_config.json": "{}",
     "run.json": json.dumps({"format": 1, "class_names": ["cat", "dog"]}),
     "metrics.jsonl": "{}\n",
     "figures/loss.png": "png",

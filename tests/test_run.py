@@ -30,6 +30,7 @@ def make(
         (folder / "model_lora").mkdir()
     if record is not None:
         (folder / "run.json").write_text(json.dumps(record))
+        (folder / f"model_{model}" / "preprocessor_config.json").write_text("{}")
     return folder
 
 
@@ -73,6 +74,10 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
         (
             lambda folder: make(folder, record=RECORD | {"recipe": {"lora": {"rank": 16}}}, adapter=False),
             r"trained with an adapter \(lora.rank 16\), .*model_lora is missing",
+        ),
+        (
+            lambda folder: (make(folder, record=RECORD) / "model_beit/preprocessor_config.json").unlink(),
+            r"model_beit/preprocessor_config\.json is missing",
         ),
         (lambda folder: make(folder, record={"format": 2}), r"run\.json: format 2, expected 1"),
         (lambda folder: make(folder, record={"format": 1}), r"run\.json: names no classes"),

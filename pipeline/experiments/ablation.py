@@ -37,7 +37,7 @@ from pipeline.experiments.trials import (
     note,
     run_trial,
 )
-from pipeline.files import human_time, set_aside
+from pipeline.files import check_place, human_time, set_aside
 from pipeline.folds.parallel import places_for
 from pipeline.targets.metrics import metric_for
 
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         places_for(args.parallel)
     grid = load_grid(args.grid, args.backbone, parse_assignments(args.set), parse_seeds(args.seeds))
     output = args.output or Path("runs") / f"{grid.name}-{args.data.resolve().name}"
+    check_place(output / "table.md", "name a folder with --output")
     with locked(output) as lock:
         bench, metric = open_bench(args, grid, output, lock)
         beside = [

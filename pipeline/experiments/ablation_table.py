@@ -50,8 +50,9 @@ def write_tables(grid: Grid, bench: Bench, figures: bool) -> list[Path]:
     write_text(paths[1], _csv(_row_lines(rows, grid)))
     write_text(paths[2], markdown(rows, grid, bench))
     score = score_name(rows, grid)
-    if figures and any(row.values.get(score) for row in rows):
-        paths += [_figure(bench.output, rows, score, cost) for cost in ("memory_gb", "seconds")]
+    for cost in ("memory_gb", "seconds") if figures else ():
+        drawn = [row for row in rows if row.values.get(score) and row.values.get(cost)]
+        paths += [_figure(bench.output, drawn, score, cost)] if drawn else []
     return paths
 
 
@@ -60,7 +61,7 @@ def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
 
     `val_*` are of the best epoch. `memory_gb` is the peak over all epochs (allocated on a GPU, resident on
     the CPU), `seconds` the time of all epochs with validation but without start-up, `images_per_second` the
-    median over epochs. `parameters` includes the adapter.
+    median over epochs; the three are missing if timing.jsonl is. `parameters` includes the adapter.
     """
     folder = bench.folder(trial)
     if not is_trained(folder):
@@ -73,9 +74,10 @@ def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
         if name.startswith("val_") and isinstance(value, float)
     }
     values |= {f"test_{name}": value for name, value in files.scores.get("metrics", {}).items()}
-    values["memory_gb"] = max(line["peak_memory_bytes"] for line in timing) / 1e9
-    values["seconds"] = sum(line["seconds"] for line in timing)
-    values["images_per_second"] = median(line["images_per_second"] for line in timing)
+    if timing:
+        values["memory_gb"] = max(line["peak_memory_bytes"] for line in timing) / 1e9
+        values["seconds"] = sum(line["seconds"] for line in timing)
+        values["images_per_second"] = median(line["images_per_second"] for line in timing)
     return values | {"trainable": counts["trainable"], "parameters": counts["model"] + counts["adapter"]}
 
 
@@ -107,7 +109,8 @@ def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
     if trial is not None:
         values = trial_values(trial, bench)
         if score in values:
-            return f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training"
+            took = f" in {human_time(values['seconds'])} of training" if "seconds" in values else ""
+            return f"{_title(score)} {values[score]:.4f}{took}"
         return "no score"
     cells = [
         (row.row.name, _spread(row.values.get(score, [])), _cell("seconds", row.values.get("seconds", [])))
@@ -175,7 +178,7 @@ def _row_lines(rows: Sequence[Measured], grid: Grid) -> list[dict[str, Any]]:
         line: dict[str, Any] = {
             "row": row.row.name,
             "trials": row.trials,
-            "finished": len(row.values.get("seconds", [])),
+            "finished": len(row.values.get("parameters", [])),
         }
         for name in (*_score_columns(grid), *COSTS):
             values = row.values.get(name, [])
@@ -257,7 +260,7 @@ def _reported(row: GridRow) -> str:
     return ", ".join(words.get(name, f"{name} {{}}").format(text) for name, text in texts.items())
 
 
-def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Path:
+def _figure(output: Path, drawn: Sequence[Measured], score: str, cost: str) -> Path:
     """Draw score over cost, one point per row with bars of one standard deviation. Return the path."""
     from matplotlib.ticker import PercentFormatter
 
@@ -265,7 +268,6 @@ def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Pa
 
     unit, scale = ("minutes of training", 60) if cost == "seconds" else ("peak memory (GB)", 1)
     path = output / f"score_{'time' if cost == 'seconds' else 'memory'}.png"
-    drawn = [row for row in rows if row.values.get(score)]
     markers, colours = "osD^vP*XhE", (TRAINING, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
     with new_axes(path, (7.0, 3.8)) as axes:
         for number, row in enumerate(drawn):

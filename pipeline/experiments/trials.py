@@ -23,7 +23,7 @@ import yaml
 from pipeline.config import differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.experiments.grids import Trial
-from pipeline.files import write_json, write_text
+from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.bases import share_base
 from pipeline.recipe import Recipe
 from pipeline.run_names import RECORD, SCORES
@@ -31,7 +31,7 @@ from pipeline.shapes import NUMBER, TEXT, read_shaped
 from pipeline.stopping import end_with_parent
 from pipeline.submission import score
 
-NOTE = {"data?": TEXT, "seconds?": NUMBER, "failed?": TEXT}
+NOTE = {"data?": TEXT, "solution?": TEXT, "seconds?": NUMBER, "failed?": TEXT}
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "stopped; finished trials and the state of running ones are saved. Continue with the same command"
 
@@ -70,7 +70,8 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return the trial's record: `data`, `seconds` of all its processes, and `failed` (an error message).
+    """Return the trial's record: `data`, the digest of the `solution` that scored it, `seconds` of all its
+    processes, and `failed` (an error message).
 
     {} before any.
 
@@ -97,8 +98,14 @@ def is_done(trial: Trial, bench: Bench) -> bool:
     folder = bench.folder(trial)
     wanted = [folder / RECORD]
     wanted += [folder / "predictions.csv"] if bench.predicts else []
-    wanted += [folder / SCORES] if bench.predicts and bench.solution else []
-    return all(path.exists() for path in wanted)
+    return all(path.exists() for path in wanted) and (is_scored(folder, bench) or not bench.predicts)
+
+
+def is_scored(folder: Path, bench: Bench) -> bool:
+    """Return True when the run in `folder` is scored by the solution as it is now, or there is none."""
+    if bench.solution is None:
+        return True
+    return (folder / SCORES).exists() and note(folder).get("solution") == sha256(bench.solution)
 
 
 def build_key(recipe: Recipe) -> str:
@@ -138,8 +145,10 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
     """
     folder = bench.folder(trial)
     write_recipe(trial, folder)
-    log, before = folder / "trial.log", note(folder).get("seconds", 0)
+    log, earlier = folder / "trial.log", note(folder)
+    before = earlier.get("seconds", 0)
     record = {"row": trial.row, "seed": trial.seed, "data": str(bench.data)}
+    record |= {"solution": earlier["solution"]} if "solution" in earlier else {}
     write_json(folder / "trial.json", record | {"seconds": before})
     started, failed = time.monotonic(), None
     try:
@@ -153,8 +162,10 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
                 *("--model", folder, "--data", bench.data, "--output", folder / "predictions.csv"),
             ]
             failed = _step([*words, "--precision", trial.recipe.precision], log, bench)
-        if failed is None and bench.predicts and bench.solution and not (folder / SCORES).exists():
+        if failed is None and bench.predicts and not is_scored(folder, bench):
+            digest = sha256(bench.solution)
             failed = _score(folder, bench, log)
+            record |= {"solution": digest} if failed is None else {}
     finally:
         seconds = round(before + time.monotonic() - started, 1)
         write_json(

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.competition.rows import Row, images_digest
@@ -58,7 +59,7 @@ class Kept:
         path = run.path / f"{self.stem}.json"
         if run.record is None or not path.exists():
             return None
-        with suppress(UserError):
+        with suppress(UserError, OSError):
             if read_object(path).get("made_with") == self._made_with(run):
                 return Predictions.load(run.path / self.stem, target)
         return None
@@ -66,15 +67,20 @@ class Kept:
     def save(self, run: Run, predictions: Predictions) -> str | None:
         """Keep predictions in the run's folder.
 
-        Return a message if that fails; a release or unfinished run keeps none.
+        Return a message if that fails, or if the user has a file of this name there; a release or unfinished
+        run keeps none.
         """
         if run.record is None or run.unfinished:
             return None
         path = run.path / f"{self.stem}.json"
+        if own := _of_the_user(path):
+            return f"test predictions are not kept, because they would replace {own}: move it away"
         try:
             path.unlink(missing_ok=True)  # kept predictions are invalid until this file is written again
             predictions.save(run.path / self.stem)
             write_json(path, {"made_with": self._made_with(run), "made": now()})
+        except UserError as error:
+            return f"test predictions are not kept in {run.path}: {error}"
         except OSError as error:
             return f"test predictions are not kept in {run.path}: {error.strerror or error}"
         return None
@@ -120,6 +126,20 @@ class Kept:
         head = run.path / HEAD_FILE
         found += [("head", sha256(head))] if head.exists() else []
         return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _of_the_user(path: Path) -> Path | None:
+    """Return a file with the name of a kept one that was not written here; None if there is none.
+
+    `path`: the .json of kept predictions. Where a kill left none, their .csv and .npy are both there.
+    """
+    if path.exists():
+        with suppress(UserError, OSError):
+            if "made_with" in read_object(path):
+                return None
+        return path
+    beside = [file for ending in (".csv", ".npy") if (file := path.with_suffix(ending)).exists()]
+    return beside[0] if len(beside) == 1 else None
 
 
 def _questions_digest(rows: Sequence[Row]) -> str:

@@ -103,7 +103,7 @@ def made_up(
     target: Target, metric: str, ids: Sequence[str], columns: tuple[str, str] = ("id", "label")
 ) -> SubmissionForm:
     """Return the form without a sample submission: two `columns`, or one per probability or number after the
-    first.
+    first. The first is `id_` where a class or number is called `id`.
 
     Raises:
         UserError: several guesses do not fit into one cell, because a name contains the mark between them.
@@ -130,12 +130,15 @@ def made_up(
         if kind == "probabilities" or (kind == "number" and target.num_outputs > 1)
         else columns[1:]
     )
+    id_column = columns[0]
+    while id_column in values:  # a class may be called id
+        id_column += "_"
     k = _k_of(metric) or RANKED_DEFAULT
     sums = kind == "probabilities" and target.is_choice and sums_matter(metric)
     return SubmissionForm(
         kind,
-        (columns[0], *values),
-        columns[0],
+        (id_column, *values),
+        id_column,
         tuple(ids),
         None,
         separator=_mark_of_guesses(target) if kind == "ranked" else target.separator,

@@ -21,7 +21,7 @@ from pipeline.competition.rows import Competition
 from pipeline.engines import INT8
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.fetch.containers import CONVERTED, Converted, read_converted
-from pipeline.files import sha256, write_json, write_text
+from pipeline.files import check_place, sha256, write_json, write_text
 from pipeline.folds.finishing import check_prior
 from pipeline.folds.quantizing import quantize_team
 from pipeline.folds.team import Team, gather
@@ -41,7 +41,7 @@ from pipeline.kernel.slugs import (
     kernel_metadata,
     make_names,
 )
-from pipeline.kernel.stages import Stages
+from pipeline.kernel.stages import STAGES, Stages
 from pipeline.lock import holding_file
 from pipeline.shapes import read_object
 from pipeline.submission.belonging import check_belongs
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             "on Kaggle"
         )
     folder = args.output or team.named[0].path / "kernel"
+    check_place(folder / STAGES, "name a folder with --output")
     folder.mkdir(parents=True, exist_ok=True)
     with holding_file(folder / ".lock", f"another `make kernel` is running in {folder}"):
         stages = Stages(folder)
@@ -241,7 +242,7 @@ def write_kernel(
 ) -> Path:
     """Write kernel/ in `folder`: the code file (returned) and kernel-metadata.json.
 
-    An edited code file is kept.
+    Edited files are kept.
 
     Raises:
         UserError: --notebook without nbformat, or an edited code file for another bundle.
@@ -256,20 +257,32 @@ def write_kernel(
         edited = file.exists() and sha256(file) != written.get(file.name)
         if edited and file == path:
             check_edited(path, settings)
-            print(f"           {path} was edited and is kept; delete it and `make kernel` writes a new one")
-            write_json(
-                kernel_dir / KERNEL_METADATA,
-                kernel_metadata(names, settings.competition, path.name, accelerator),
-            )
+            _say_kept(path)
+            _write_metadata(path, names, settings, accelerator, stages)
             return path
         if file == other and file.exists() and not edited:
             other.unlink()  # not edited; an edited one is kept, and check_kernel reports it
     write_text(path, text)
-    stages.note("script", **{path.name: sha256(path)})
-    write_json(
-        kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator)
-    )
+    stages.note("script", **written | {path.name: sha256(path)})
+    _write_metadata(path, names, settings, accelerator, stages)
     return path
+
+
+def _write_metadata(
+    code_file: Path, names: Names, settings: Settings, accelerator: str, stages: Stages
+) -> None:
+    """Write kernel-metadata.json beside `code_file`. An edited one is kept; `check_kernel` checks it."""
+    path, written = code_file.with_name(KERNEL_METADATA), stages.get("script")
+    # Earlier versions noted no digest of it
+    if path.exists() and KERNEL_METADATA in written and sha256(path) != written[KERNEL_METADATA]:
+        _say_kept(path)
+        return
+    write_json(path, kernel_metadata(names, settings.competition, code_file.name, accelerator))
+    stages.note("script", **written | {KERNEL_METADATA: sha256(path)})
+
+
+def _say_kept(path: Path) -> None:
+    print(f"           {path} was edited and is kept; delete it and `make kernel` writes a new one")
 
 
 def _rehearse(

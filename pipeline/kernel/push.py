@@ -198,12 +198,17 @@ def _push_kernel(
     args: Namespace,
     sleep: Sleep,
 ) -> int:
-    """Return the version whose code file has the digest `content`; push it if there is none."""
+    """Return the version whose code file has the digest `content`, with its metadata and the accelerator;
+    push it if there is none.
+    """
     known = stages.get("kernel")
+    settings = f"{sha256(code_file.with_name(KERNEL_METADATA))} {args.accelerator}"
     page = f"https://www.kaggle.com/code/{names.kernel}"
     ours = known.get("ref") == names.kernel
     if ours and known.get("of") == content and known.get("state") == "refused":
         known = {}  # that version ran without its data: push another
+    if known.get("version") and known.get("settings", settings) != settings:
+        known = {}  # it ran with other metadata, or on other hardware
     if ours and known.get("of") == content and known.get("version"):
         print(f"kernel     {names.kernel} version {known['version']}: pushed at {known.get('time')}")
         return int(known["version"])
@@ -237,7 +242,15 @@ def _push_kernel(
         elif not error.sent:
             stages.forget("kernel")
         raise
-    stages.note("kernel", ref=names.kernel, of=content, state="pushed", version=version, time=_now())
+    stages.note(
+        "kernel",
+        ref=names.kernel,
+        of=content,
+        settings=settings,
+        state="pushed",
+        version=version,
+        time=_now(),
+    )
     stages.note("kernels", **{names.base: True})
     print(f"kernel     {names.kernel} version {version}: pushed, {page}", flush=True)
     sleep(args.poll_seconds)  # until then the status may still be that of the earlier version

@@ -11,7 +11,7 @@ from pipeline.files import write_json
 from pipeline.shapes import ANYTHING, FLAG, TEXT, WHOLE, Each, read_shaped
 
 STAGES = "stages.json"
-_PUSHED = {**dict.fromkeys(("ref?", "of?", "state?", "time?"), TEXT), "version?": WHOLE}
+_PUSHED = {**dict.fromkeys(("ref?", "of?", "settings?", "state?", "time?"), TEXT), "version?": WHOLE}
 _SHAPE = {
     "names?": {"owner?": TEXT, "base?": TEXT},
     "views?": {"of": TEXT, "views": [TEXT], "lines": [TEXT]},

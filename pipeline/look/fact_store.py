@@ -31,18 +31,28 @@ class FactStore:
     """The store in `folder`, for these decoders and this intensity rule.
 
     Facts made with others are deleted.
+
+    Raises:
+        UserError: the file cannot be opened or written.
     """
 
     def __init__(self, folder: Path, intensity: Intensity | None) -> None:
         self.path = folder / FILE
+        self._database: sqlite3.Connection | None = None
         folder.mkdir(parents=True, exist_ok=True)
         made_by = f"{VERSION}, {DECODERS}, {intensity}"
         try:
             self._open(made_by)
         except sqlite3.DatabaseError:  # damaged, or not SQLite: everything in it can be measured again
-            self._database.close()
-            self.path.unlink()
-            self._open(made_by)
+            self.close()
+            try:
+                self.path.unlink()
+                self._open(made_by)
+            except (OSError, sqlite3.DatabaseError) as error:
+                self.close()
+                raise UserError(
+                    f"{self.path} cannot be written ({error}): free some space, or name another --output"
+                ) from None
 
     def _open(self, made_by: str) -> None:
         self._database = sqlite3.connect(self.path)
@@ -116,8 +126,9 @@ class FactStore:
         self._write("insert or replace into digests values (?, ?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+        """Close the file, if it is open."""
+        if self._database is not None:
+            self._database.close()
 
     def _write(self, statement: str, rows: Sequence[tuple]) -> None:
         try:

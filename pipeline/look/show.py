@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         args.data, recipe.data, skip_bad_images=True, partial_labels=True, with_corrections=False
     )
     folder = _folder(args)
-    check_place(folder / RECORD, "name another --output")
+    for place in (folder / RECORD, folder / "figures" / "model_input.png"):
+        check_place(place, "name another --output")
     with holding_folder(folder):
         sweep(folder)
         return _look(args, recipe, competition, folder)
