@@ -12,6 +12,9 @@ from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
     ConvNextV2Config,
+    PreTrainedConfig,
+    RegNetConfig,
+    ResNetConfig,
     SwinConfig,
     Swinv2Config,
     get_cosine_schedule_with_warmup,
@@ -278,6 +281,17 @@ def test_numbered_parts_of_a_block_are_no_blocks(architecture: str) -> None:
     blocks = [scales[name] for name in names if re.search(r"blocks\.\d+\.norm", name)]
     assert sorted(set(scales.values())) == [0.5**above for above in range(depth + 1, -1, -1)]
     assert len(set(blocks)) == 12 and all(scales[name] == min(scales.values()) for name in names[:4])
+
+
+@pytest.mark.parametrize(("config", "blocks"), [(ResNetConfig(), 16), (RegNetConfig(), 22)])
+def test_convolutions_of_a_residual_block_are_no_blocks(config: PreTrainedConfig, blocks: int) -> None:
+    """transformers' ResNet-50 has 3 + 4 + 6 + 3 blocks of three convolutions each."""
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+    names = [name for name, _ in model.named_parameters()]
+    scales = lr_scales(names, recipe(**{"optimizer.layer_decay": 0.5}), "classifier.1")
+    assert sum(config.depths) == blocks
+    assert sorted(set(scales.values())) == [0.5**above for above in range(blocks + 1, -1, -1)]
 
 
 def test_layer_decay_without_blocks_is_refused() -> None:

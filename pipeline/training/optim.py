@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # lr_at is also used where torch is not loaded
     from torch import nn
 
 BLOCK = re.compile(r"(?:(?<=\.)|^)(?:blocks?|layers?|stages?|network|resblocks)\d*(?:\.\d+)+(?=\.)")
+INSIDE = re.compile(r"\.layers\.\d+\.layer\.\d+$")  # a convolution inside a block: ResNet, RegNet
 
 
 def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
@@ -149,11 +150,11 @@ def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, floa
 def block_of(name: str) -> str | None:
     """Return the numbered block of a parameter: its name up to the last `layers.3`, `blocks.1.0`, `stages.2`.
 
-    None outside of blocks. Other numbers are of parts inside a block (`cpb_mlp.0`) or before the blocks
-    (`stem.1`).
+    None outside of blocks. Other numbers are of parts inside a block (`cpb_mlp.0`, ResNet's `layer.2`) or
+    before the blocks (`stem.1`).
     """
-    found = list(BLOCK.finditer(name))
-    return name[: found[-1].end()] if found else None
+    ends = [name[: found.end()] for found in BLOCK.finditer(name)]
+    return next((end for end in reversed(ends) if not INSIDE.search(end)), None)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
