@@ -94,6 +94,7 @@ CONFIGS = {
         num_heads=[1, 2],
         window_size=4,
     ),
+    "timm-aimv2": lambda: timm_config("aimv2_large_patch14_224", **TIMM_VIT),
     "timm-relpos": lambda: timm_config("vit_relpos_small_patch16_224", **TIMM_VIT),
     "timm-resnet": lambda: timm_config("resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
 }
@@ -494,6 +495,27 @@ def test_timm_keeps_its_class_token_where_no_adapter_can_save_it() -> None:
         )
         == 2
     )
+
+
+def test_norms_of_timms_own_kind_are_trained_saved_and_merged(tmp_path: Path) -> None:
+    """AIMv2 has RMS norms, whose class timm calls RmsNorm."""
+    model = tiny("timm-aimv2")
+    norms = {name for name, module in model.named_modules() if type(module).__name__ == "RmsNorm"}
+    assert len(norms) == 6  # two in each block, one after the patches, one after the blocks
+    adapted = attach(model, 2, 4, 0.0, ("qkv",), ("norms",))
+    copies = [
+        weight
+        for name, weight in adapted.named_parameters()
+        if weight.requires_grad and ".modules_to_save." in name and ".head." not in name
+    ]
+    assert len(copies) == len(norms)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, std=0.3)
+    expected = logits(adapted)
+    save_adapter(adapted, tmp_path)
+    merged = merge(load_adapter(tiny("timm-aimv2"), tmp_path), logits)
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 # ---- batch norms
