@@ -20,6 +20,7 @@ from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPConfig,
     ConvNextV2Config,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -44,6 +45,7 @@ from pipeline.models.backbones import (
 )
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
+from pipeline.tasks.image_classifier import ImageClassifier
 
 NAMES = ("blue", "green", "red")
 DINOV2 = {
@@ -54,6 +56,8 @@ DINOV2 = {
     "patch_size": 14,
 }
 CONVNEXTV2 = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1], "image_size": 32}
+CLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP |= {"image_size": 32, "patch_size": 8}
 TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
@@ -80,6 +84,7 @@ CONFIGS = {
         | {"image_size": 32, "patch_size": 8},
         num_labels=5,
     ),
+    "clip": lambda: CLIPConfig(vision_config=CLIP, num_labels=5),
     "resnet": lambda: ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=5),
     "timm-vit": lambda: timm_config("vit_tiny_patch16_224", **TIMM_VIT),
     "timm-eva02": lambda: timm_config("eva02_base_patch14_448", **TIMM_VIT),
@@ -215,7 +220,7 @@ def test_attention_by_products_is_turned_on_and_off(kind: str) -> None:
 
     before = ways()
     count = attend_by_products(model)
-    assert (count > 0) == ("products" in ways()) == (kind in ("dinov2", "dinov2-giant", "siglip"))
+    assert (count > 0) == ("products" in ways()) == (kind in ("dinov2", "dinov2-giant", "siglip", "clip"))
     assert attend_by_products(model, on=False) == count and ways() == before
 
 
@@ -451,6 +456,17 @@ def test_a_size_that_a_timm_model_does_not_take(saved: Path, size: int, reason: 
         match=f"--image-size {size}: timm's .*, made for 32 px, does not run at this size: .*{reason}",
     ):
         load_backbone(str(saved), NAMES, image_size=size)
+
+
+@pytest.mark.parametrize("saved", ["clip", "siglip"], indirect=True)
+def test_an_image_text_model_at_another_size(saved: Path) -> None:
+    """CLIP's classifier passes `interpolate_pos_encoding` on, without naming it."""
+    backbone = load_backbone(str(saved), NAMES, image_size=48)
+    classifier = ImageClassifier.of(backbone.model.eval(), backbone)
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = backbone.model(pixel_values=pixels, interpolate_pos_encoding=True).logits
+        assert torch.equal(classifier.forward(classifier.model, pixels), expected)
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-dinov3"], indirect=True)
