@@ -11,7 +11,12 @@ from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
+    ConvNextV2Config,
+    PreTrainedConfig,
+    RegNetConfig,
+    ResNetConfig,
     SwinConfig,
+    Swinv2Config,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
@@ -143,6 +148,48 @@ def test_groups_by_decay_and_head() -> None:
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([2e-5, 2e-4])
 
 
+def tiny(kind: str) -> nn.Module:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    swin = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
+    configs = {
+        "beit": BeitConfig(**small, image_size=32, patch_size=8, use_relative_position_bias=True),
+        "swinv2": Swinv2Config(**swin, window_size=4),
+        "convnextv2": ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], image_size=32),
+    }
+    with torch.device("meta"):
+        return AutoModelForImageClassification.from_config(configs[kind])
+
+
+NO_DECAY = (
+    r"(bias|norm\w*\.weight|sampling_layer\.0\.weight|grn\.weight|lambda_\d|gamma|cls_token|logit_scale)$"
+)
+
+
+@pytest.mark.parametrize("kind", ["beit", "swinv2", "convnextv2"])
+def test_no_weight_decay_for_vectors_of_any_shape(kind: str) -> None:
+    """ConvNeXt-V2's norm and its bias have the shape (1, 1, 1, D), a class token (1, 1, D), SwinV2's scale of
+    the heads (heads, 1, 1).
+    """
+    net = tiny(kind)
+    optimizer = build_optimizer(net.named_parameters(), recipe(), "classifier")
+    names = {id(weight): name for name, weight in net.named_parameters()}
+    free = {
+        names[id(weight)]
+        for group in optimizer.param_groups
+        for weight in group["params"]
+        if not group["weight_decay"]
+    }
+    assert free == {name for name in names.values() if re.search(NO_DECAY, name)}
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1)])
+def test_a_matrix_of_one_row_or_column_has_weight_decay(shape: tuple[int, int]) -> None:
+    """A head with one output, an adapter of rank 1."""
+    weight = nn.Parameter(torch.zeros(shape))
+    optimizer = build_optimizer([("m.weight", weight)], recipe(), "head")
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
 def names_of(kind: str) -> list[str]:
     """The parameters of a small model, in the order of the model."""
     small = {
@@ -234,6 +281,17 @@ def test_numbered_parts_of_a_block_are_no_blocks(architecture: str) -> None:
     blocks = [scales[name] for name in names if re.search(r"blocks\.\d+\.norm", name)]
     assert sorted(set(scales.values())) == [0.5**above for above in range(depth + 1, -1, -1)]
     assert len(set(blocks)) == 12 and all(scales[name] == min(scales.values()) for name in names[:4])
+
+
+@pytest.mark.parametrize(("config", "blocks"), [(ResNetConfig(), 16), (RegNetConfig(), 22)])
+def test_convolutions_of_a_residual_block_are_no_blocks(config: PreTrainedConfig, blocks: int) -> None:
+    """transformers' ResNet-50 has 3 + 4 + 6 + 3 blocks of three convolutions each."""
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+    names = [name for name, _ in model.named_parameters()]
+    scales = lr_scales(names, recipe(**{"optimizer.layer_decay": 0.5}), "classifier.1")
+    assert sum(config.depths) == blocks
+    assert sorted(set(scales.values())) == [0.5**above for above in range(blocks + 1, -1, -1)]
 
 
 def test_layer_decay_without_blocks_is_refused() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPConfig,
     ConvNextV2Config,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -44,6 +45,7 @@ from pipeline.models.backbones import (
 )
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
+from pipeline.tasks.image_classifier import ImageClassifier
 
 NAMES = ("blue", "green", "red")
 DINOV2 = {
@@ -54,6 +56,8 @@ DINOV2 = {
     "patch_size": 14,
 }
 CONVNEXTV2 = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1], "image_size": 32}
+CLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP |= {"image_size": 32, "patch_size": 8}
 TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
@@ -80,6 +84,7 @@ CONFIGS = {
         | {"image_size": 32, "patch_size": 8},
         num_labels=5,
     ),
+    "clip": lambda: CLIPConfig(vision_config=CLIP, num_labels=5),
     "resnet": lambda: ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=5),
     "timm-vit": lambda: timm_config("vit_tiny_patch16_224", **TIMM_VIT),
     "timm-eva02": lambda: timm_config("eva02_base_patch14_448", **TIMM_VIT),
@@ -94,6 +99,7 @@ CONFIGS = {
         num_heads=[1, 2],
         window_size=4,
     ),
+    "timm-aimv2": lambda: timm_config("aimv2_large_patch14_224", **TIMM_VIT),
     "timm-relpos": lambda: timm_config("vit_relpos_small_patch16_224", **TIMM_VIT),
     "timm-resnet": lambda: timm_config("resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
 }
@@ -214,7 +220,7 @@ def test_attention_by_products_is_turned_on_and_off(kind: str) -> None:
 
     before = ways()
     count = attend_by_products(model)
-    assert (count > 0) == ("products" in ways()) == (kind in ("dinov2", "dinov2-giant", "siglip"))
+    assert (count > 0) == ("products" in ways()) == (kind in ("dinov2", "dinov2-giant", "siglip", "clip"))
     assert attend_by_products(model, on=False) == count and ways() == before
 
 
@@ -452,6 +458,17 @@ def test_a_size_that_a_timm_model_does_not_take(saved: Path, size: int, reason: 
         load_backbone(str(saved), NAMES, image_size=size)
 
 
+@pytest.mark.parametrize("saved", ["clip", "siglip"], indirect=True)
+def test_an_image_text_model_at_another_size(saved: Path) -> None:
+    """CLIP's classifier passes `interpolate_pos_encoding` on, without naming it."""
+    backbone = load_backbone(str(saved), NAMES, image_size=48)
+    classifier = ImageClassifier.of(backbone.model.eval(), backbone)
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = backbone.model(pixel_values=pixels, interpolate_pos_encoding=True).logits
+        assert torch.equal(classifier.forward(classifier.model, pixels), expected)
+
+
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-dinov3"], indirect=True)
 def test_stochastic_depth_in_timm_counts_in_training_alone(saved: Path) -> None:
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -494,6 +511,27 @@ def test_timm_keeps_its_class_token_where_no_adapter_can_save_it() -> None:
         )
         == 2
     )
+
+
+def test_norms_of_timms_own_kind_are_trained_saved_and_merged(tmp_path: Path) -> None:
+    """AIMv2 has RMS norms, whose class timm calls RmsNorm."""
+    model = tiny("timm-aimv2")
+    norms = {name for name, module in model.named_modules() if type(module).__name__ == "RmsNorm"}
+    assert len(norms) == 6  # two in each block, one after the patches, one after the blocks
+    adapted = attach(model, 2, 4, 0.0, ("qkv",), ("norms",))
+    copies = [
+        weight
+        for name, weight in adapted.named_parameters()
+        if weight.requires_grad and ".modules_to_save." in name and ".head." not in name
+    ]
+    assert len(copies) == len(norms)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, std=0.3)
+    expected = logits(adapted)
+    save_adapter(adapted, tmp_path)
+    merged = merge(load_adapter(tiny("timm-aimv2"), tmp_path), logits)
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 # ---- batch norms

@@ -127,6 +127,19 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pat
     return root
 
 
+def test_the_split_has_its_own_seed(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Another training seed, the same validation questions."""
+    make_questions(tmp_path / "data")
+    path = recipe(tmp_path, tiny_backbone, epochs="1")
+    held = []
+    for seed, split_seed in ((1, 5), (2, 5), (2, 6)):
+        output = tmp_path / f"run-{seed}-{split_seed}"
+        seeds = ["--seed", str(seed), "--set", f"data.split_seed={split_seed}"]
+        assert train.main(arguments(tmp_path, path, output, *seeds)) == 0
+        held.append(set(pd.read_csv(output / "val_predictions.csv")["id"]))
+    assert held[0] == held[1] != held[2]
+
+
 def test_it_learns_what_neither_image_nor_question_alone_tells(learnt: Path) -> None:
     record = json.loads((learnt / "run" / "run.json").read_text())
     floors = json.loads((learnt / "run" / "floors.json").read_text())

@@ -143,6 +143,7 @@ def prepare(
     seed: int,
     val_fraction: float,
     top_answers: int,
+    split_seed: int | None = None,
     image_fraction: float = 1.0,
     other_answers: Literal["wrong", "drop"] = "wrong",
     split_by: Literal["image", "question"] = "image",
@@ -151,7 +152,7 @@ def prepare(
 ) -> Prepared:
     """Sample the images, choose the answer classes, and split the rows.
 
-    Draws depend on `seed`, not on the order of `rows`.
+    Draws depend on `seed` (the split on `split_seed`, if it is set), not on the order of `rows`.
 
     `other_answers="wrong"`: answers are counted on the training rows; validation rows with another answer
     stay and count as wrong. "drop": answers are counted before the split, and rows with other answers are
@@ -168,7 +169,7 @@ def prepare(
     classes = _Classes(rows, top_answers) if other_answers == "drop" else None
     if classes:
         rows = [row for row in rows if classes.knows(row)]
-    train, val, how = _split(rows, val_fraction, split_by, seed)
+    train, val, how = _split(rows, val_fraction, split_by, seed if split_seed is None else split_seed)
     if classes is None:
         classes, total = _Classes(train, top_answers), len(train)
     kept = [row for row in train if classes.knows(row)]

@@ -220,8 +220,13 @@ def own_memory(model: nn.Module) -> None:
 
 
 def takes_interpolation(model: nn.Module) -> bool:
-    """Return True when `forward` can interpolate position embeddings for another image size."""
-    return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    """Return True when `forward` can interpolate position embeddings for another image size.
+
+    CLIP's passes it on to its vision model, without naming it.
+    """
+    known = inspect.signature(model.forward).parameters
+    inner = getattr(model, "vision_model", None) if "kwargs" in known else None
+    return "interpolate_pos_encoding" in known or (inner is not None and takes_interpolation(inner))
 
 
 def native_image_size(model: PreTrainedModel) -> int | None:

@@ -148,8 +148,8 @@ def norms_of(model: nn.Module) -> list[str]:
 
 def is_norm(module: nn.Module) -> bool:
     """Return True for a layer norm of any library that has trainable parameters."""
-    named_so = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
-    return (isinstance(module, nn.LayerNorm) or named_so) and any(
+    named_so = re.search(r"(LayerNorm|RMSNorm|RmsNorm)(2d)?(Fp32)?$", type(module).__name__)  # timm: RmsNorm
+    return (isinstance(module, nn.LayerNorm) or named_so is not None) and any(
         True for _ in module.parameters(recurse=False)
     )
 

@@ -46,6 +46,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         seed=recipe.seed,
         val_fraction=data.val_fraction,
         top_answers=data.top_answers,
+        split_seed=data.split_seed,
         image_fraction=data.image_fraction,
         other_answers=data.other_answers,
         split_by=data.split_by,

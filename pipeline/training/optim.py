@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # lr_at is also used where torch is not loaded
     from torch import nn
 
 BLOCK = re.compile(r"(?:(?<=\.)|^)(?:blocks?|layers?|stages?|network|resblocks)\d*(?:\.\d+)+(?=\.)")
+INSIDE = re.compile(r"\.layers\.\d+\.layer\.\d+$")  # a convolution inside a block: ResNet, RegNet
 
 
 def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
@@ -73,9 +74,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for the trainable parameters.
 
-    `lr_scale` of a group is its learning rate divided by the schedule's. Weight decay is only for matrices:
-    biases, norms and layer scales are vectors. `head`: the head's dotted name; it may have its own learning
-    rate.
+    `lr_scale` of a group is its learning rate divided by the schedule's. Weight decay is only for matrices,
+    see `is_vector`. `head`: the head's dotted name; it may have its own learning rate.
     """
     import torch
 
@@ -85,7 +85,7 @@ def build_optimizer(
     for name, weight in named:
         # The head has its own group, as in states of earlier versions: saved moments are matched to weights
         # by order.
-        groups.setdefault((f".{head}." in f".{name}", scales[name], weight.ndim > 1), []).append(weight)
+        groups.setdefault((f".{head}." in f".{name}", scales[name], not is_vector(weight)), []).append(weight)
     options = [
         {
             "params": weights,
@@ -99,6 +99,15 @@ def build_optimizer(
         return torch.optim.SGD(options, lr=lr, momentum=0.9)
     kind = torch.optim.AdamW if recipe.optimizer.name == "adamw" else torch.optim.Adam
     return kind(options, lr=lr, fused=True)
+
+
+def is_vector(weight: torch.Tensor) -> bool:
+    """Return True for biases, norms, layer scales and class tokens.
+
+    Some are stored with more sides of 1: ConvNeXt-V2's norm (1, 1, 1, D), SwinV2's scale of each head (heads,
+    1, 1). With two sides it is a matrix: a head of one output, or an adapter of rank 1.
+    """
+    return weight.ndim < 2 or (weight.ndim > 2 and weight.numel() == max(weight.shape))
 
 
 def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, float]:
@@ -141,11 +150,11 @@ def lr_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, floa
 def block_of(name: str) -> str | None:
     """Return the numbered block of a parameter: its name up to the last `layers.3`, `blocks.1.0`, `stages.2`.
 
-    None outside of blocks. Other numbers are of parts inside a block (`cpb_mlp.0`) or before the blocks
-    (`stem.1`).
+    None outside of blocks. Other numbers are of parts inside a block (`cpb_mlp.0`, ResNet's `layer.2`) or
+    before the blocks (`stem.1`).
     """
-    found = list(BLOCK.finditer(name))
-    return name[: found[-1].end()] if found else None
+    ends = [name[: found.end()] for found in BLOCK.finditer(name)]
+    return next((end for end in reversed(ends) if not INSIDE.search(end)), None)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
