@@ -4,6 +4,7 @@ what is refused.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -28,7 +29,7 @@ from pipeline.cleaning.suspects_page import build_page, csv_cell, next_command
 from pipeline.competition.corrections import CorrectionFiles
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.report.run_files import read_run_files
 from pipeline.tables import load_table, write_table
 from pipeline.targets.target import Target, multiclass
@@ -401,6 +402,55 @@ def test_marks_become_the_tables_that_training_takes(browser: Browser, run: Path
     assert "0 to leave out, 0 with another label, 3 kept" in browser.run(
         "document.querySelector('[role=status]').textContent"
     )
+
+
+@pytest.fixture
+def second_round(run: Path) -> Path:
+    """The run, as if its folds had been trained with corrections: of a suspect each, and of a row beside."""
+    oof, found = read_out_of_fold(run / "folds"), fake_suspects(run)
+    write_table(run / "e.csv", ("id",), [(oof.ids[found[0].row],), (oof.ids[1],)])
+    write_table(run / "r.csv", ("id", "label"), [(oof.ids[found[1].row], found[1].suggested)])
+    names = {"exclude": str(run / "e.csv"), "relabel": str(run / "r.csv")}
+    files = {what: {"file": name, "sha256": sha256(Path(name))} for what, name in names.items()}
+    none = {"excluded": 0, "relabelled": 0}
+    record = read_json(run / "folds/run.json")
+    write_json(run / "folds/run.json", record | {"corrections": {"files": files, "train": none, "val": none}})
+    return run
+
+
+def test_a_second_round_begins_with_the_decisions_of_the_first(second_round: Path, monkeypatch) -> None:
+    run, found = second_round, fake_suspects(second_round)
+    monkeypatch.setattr(suspects, "need_cleanlab", lambda: None)
+    monkeypatch.setattr(suspects, "find_suspects", lambda *_: found)
+    assert suspects.main(["--model", str(run / "folds"), "--neighbours", "0"]) == 0
+    page = Page(run / "folds/suspects/suspects.html")
+    marks = [box["value"] for box in page.all("input") if box.get("type") == "radio" and "checked" in box]
+    assert marks == ["exclude", "relabel", "keep"]
+    beside = json.loads(page.all("main")[0]["data-earlier"])
+    assert beside == {"exclude": [load_table(run / "e.csv").column("id")[1]], "relabel": []}
+
+
+def test_decisions_of_the_first_round_that_are_lost_are_named(second_round: Path) -> None:
+    (second_round / "e.csv").write_text("id\n")
+    (second_round / "r.csv").unlink()
+    oof = read_out_of_fold(second_round / "folds")
+    assert not oof.earlier.excluded and not oof.earlier.relabelled
+    assert "e.csv, which has changed" in oof.notes[0] and "r.csv, which is not there" in oof.notes[1]
+
+
+def test_downloads_of_a_second_round_hold_the_first_one(browser: Browser, second_round: Path) -> None:
+    run = second_round
+    oof = read_out_of_fold(run / "folds")
+    page = build_page(oof, fake_suspects(run), {}, run / "suspects.html", images=False, data_named=True)
+    browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(run))
+    browser.open(page)
+    exclude, relabel = downloaded(browser, run, "exclude"), downloaded(browser, run, "relabel")
+    assert exclude.read_text() == (run / "e.csv").read_text()
+    assert relabel.read_text() == (run / "r.csv").read_text()
+    browser.run("document.querySelectorAll('input[value=keep]')[0].click()")
+    assert downloaded(browser, run, "exclude").read_text().splitlines()[1:] == [
+        load_table(run / "e.csv").column("id")[1]
+    ]
 
 
 @pytest.mark.parametrize("width, dark", [(390, False), (1280, True)])

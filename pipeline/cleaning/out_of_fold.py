@@ -4,15 +4,16 @@ prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.competition.corrections import CorrectionFiles
 from pipeline.competition.layout import read_for_run
-from pipeline.competition.rows import Row
+from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_array
+from pipeline.files import read_array, sha256
 from pipeline.folds.assembly import read_oof_table
 from pipeline.run_names import OOF_VALUES
 from pipeline.run_record import RunRecord, read_record
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class OutOfFold:
     """The rows of oof.csv and oof.npy: given `labels`, `folds` from 1, `values` (N, O) float32
-    predictions.
+    predictions. `earlier`: the corrections that the folds were trained with. `notes`: why some of them are
+    not known any more.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class OutOfFold:
     folds: tuple[int, ...]
     values: np.ndarray
     images: Mapping[str, tuple[Row, ...]]  # id -> its images
+    earlier: Corrections
+    notes: tuple[str, ...]
 
     @property
     def target(self) -> Target:
@@ -65,9 +69,35 @@ def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
     ids, labels = (tuple(map(restored, table.column(name))) for name in ("id", "label"))
     folds = tuple(map(int, table.column("fold")))
     values = read_array(path / OOF_VALUES, (len(ids), record.target.num_outputs))
-    images = _images(record, data_dir)
+    files, notes = earlier_files(record, data_dir)
+    competition = _competition(record, data_dir, files)
+    images: dict[str, list[Row]] = {}
+    for row in competition.train:
+        images.setdefault(row.id, []).append(row)
     _check_same(table.path, data_dir, dict(zip(ids, labels, strict=True)), images)
-    return OutOfFold(path, record, data_dir, ids, labels, folds, values, images)
+    images_of = {row_id: tuple(rows) for row_id, rows in images.items()}
+    earlier = competition.corrections
+    return OutOfFold(path, record, data_dir, ids, labels, folds, values, images_of, earlier, notes)
+
+
+def earlier_files(record: RunRecord, data_dir: Path) -> tuple[CorrectionFiles, tuple[str, ...]]:
+    """Return the tables of corrections that the run was trained with, and a note for each that is lost.
+
+    A table is lost if it is not there any more, or has changed.
+    """
+    found, notes = {}, []
+    for what, entry in (record.values.get("corrections") or {}).get("files", {}).items():
+        file = entry["file"]
+        places = [place for place in (Path(file), data_dir / file) if place.is_file()]
+        if places and sha256(places[0]) == entry.get("sha256"):
+            found[what] = str(places[0])
+        else:
+            change = "has changed since" if places else "is not there any more"
+            notes.append(
+                f"these folds were trained with data.{what}={file}, which {change}: its rows are not marked; "
+                "bring it back, or decide about them again"
+            )
+    return CorrectionFiles(**found), tuple(notes)
 
 
 def _no_folds(path: Path, record: RunRecord | None) -> str:
@@ -78,24 +108,21 @@ def _no_folds(path: Path, record: RunRecord | None) -> str:
     )
 
 
-def _images(record: RunRecord, data_dir: Path) -> dict[str, tuple[Row, ...]]:
+def _competition(record: RunRecord, data_dir: Path, files: CorrectionFiles) -> Competition:
     settings = record.data_settings
-    competition = read_for_run(
+    return read_for_run(
         data_dir,
         settings,
         record.target,
         record.metric,
         skip_bad_images=bool(settings.get("skip_bad_images")),
         partial_labels=bool(settings.get("partial_labels")),
+        corrected=files,
     )
-    rows: dict[str, list[Row]] = {}
-    for row in competition.train:
-        rows.setdefault(row.id, []).append(row)
-    return {row_id: tuple(found) for row_id, found in rows.items()}
 
 
 def _check_same(
-    path: Path, data_dir: Path, label_of: dict[str, str], images: Mapping[str, tuple[Row, ...]]
+    path: Path, data_dir: Path, label_of: dict[str, str], images: Mapping[str, Sequence[Row]]
 ) -> None:
     foreign = [row_id for row_id in label_of if row_id not in images]
     changed = [

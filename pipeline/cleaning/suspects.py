@@ -61,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
     suspects = find_suspects(oof.target, oof.labels, oof.values)
     table = write_suspects(oof, suspects)
     print(f"{counted(len(suspects), 'label')} of {len(oof.ids):,} look wrong: {table}")
+    if oof.earlier:
+        print(
+            "the rows that these folds left out or relabelled are marked so on the page, and in its downloads"
+        )
+    for note in oof.notes:
+        print(f"note: {note}")
     near = {}
     if args.neighbours > 0:
         from pipeline.cleaning.neighbours import look_around, write_disagreement  # torch: seconds

@@ -63,8 +63,11 @@ def build_page(
         options=[] if target.kind == "continuous" else options[:MAX_OPTIONS],
         strict=target.kind not in ("continuous", "multilabel") and len(options) <= MAX_OPTIONS,
         noun={"ordinal": "grade", "continuous": "number", "multilabel": "labels"}.get(target.kind, "label"),
+        earlier=_earlier_beside(oof, {card["id"] for card in cards}),
         signature=hashlib.sha256(
-            repr([(oof.ids[one.row], one.given, one.suggested) for one in suspects]).encode()
+            repr(
+                [(oof.ids[one.row], one.given, one.suggested, _earlier(oof, one)) for one in suspects]
+            ).encode()
         ).hexdigest()[:16],
         command=next_command(oof),
         script=script("suspects.js"),
@@ -73,6 +76,29 @@ def build_page(
     )
     write_text(page, html.replace(SIZE_MARK, human_size(len(html.encode()))))
     return page
+
+
+def _earlier(oof: OutOfFold, suspect: Suspect) -> tuple[str, str]:
+    """Return the mark and the new label that a suspect had when the folds were trained, else keep and the
+    suggestion.
+    """
+    row_id = oof.ids[suspect.row]
+    if row_id in oof.earlier.excluded:
+        return "exclude", suspect.suggested
+    if row_id in oof.earlier.relabelled:
+        return "relabel", oof.earlier.relabelled[row_id]
+    return "keep", suspect.suggested
+
+
+def _earlier_beside(oof: OutOfFold, shown: set[str]) -> dict[str, list[str]]:
+    """Return lines of exclude.csv and relabel.csv: rows that were corrected before and are not shown."""
+    excluded = [row_id for row_id in oof.ids if row_id in oof.earlier.excluded - shown]
+    relabelled = oof.earlier.relabelled
+    others = [row_id for row_id in relabelled if row_id not in shown]
+    return {
+        "exclude": [csv_cell(row_id) for row_id in excluded],
+        "relabel": [f"{csv_cell(row_id)},{csv_cell(relabelled[row_id])}" for row_id in others],
+    }
 
 
 def next_command(oof: OutOfFold) -> str:
@@ -137,7 +163,10 @@ def _card(
 ) -> dict[str, Any]:
     row_id = oof.ids[suspect.row]
     image = oof.images[row_id][0]
+    mark, label = _earlier(oof, suspect)
     return {
+        "mark": mark,
+        "label": label,
         "id": row_id,
         "cell": csv_cell(row_id),
         "given": suspect.given,

@@ -248,9 +248,10 @@ def read_for_run(
     *,
     skip_bad_images: bool,
     partial_labels: bool,
+    corrected: corrections.CorrectionFiles = corrections.CorrectionFiles(),  # noqa: B008 - frozen
 ) -> Competition:
     """Read the labelled part of a competition again, as a run with these `data` settings, target and metric
-    read it.
+    read it. `corrected`: as in `read_layout`.
 
     Raises:
         UserError: as `read_layout`.
@@ -265,6 +266,7 @@ def read_for_run(
         skip_bad_images=skip_bad_images,
         partial_labels=partial_labels,
         asked=Asked(metric, target.kind, target.positive, separator),
+        corrected=corrected,
     )
 
 

@@ -6,6 +6,8 @@
   const cards = [...main.querySelectorAll("li[data-cell]")];
   const known = new Set([...main.querySelectorAll("#labels option")].map((option) => option.value));
   const status = main.querySelector("[role=status]");
+  // Lines of rows that were corrected before and are not on this page
+  const earlier = JSON.parse(main.dataset.earlier);
 
   const markOf = (card) => card.querySelector("input[type=radio]:checked").value;
   const labelOf = (card) => card.querySelector("input[type=text]").value.trim();
@@ -25,7 +27,7 @@
   }
 
   function remember() {
-    const marks = cards.map((card) => [card.dataset.cell, markOf(card), labelOf(card)]).filter(([, mark]) => mark !== "keep");
+    const marks = cards.map((card) => [card.dataset.cell, markOf(card), labelOf(card)]);
     try { localStorage.setItem(store, JSON.stringify(marks)); } catch { /* some browsers store nothing for a page opened from disk */ }
   }
 
@@ -55,7 +57,8 @@
     const problem = bad ? ` ${bad} with a label that no row has: correct them first.` : "";
     status.textContent = `${count("exclude")} to leave out, ${count("relabel")} with another label, ${count("keep")} kept as they are.${problem}`;
     for (const button of main.querySelectorAll("[data-download]")) {
-      button.disabled = count(button.dataset.download) === 0 || (button.dataset.download === "relabel" && bad > 0);
+      const lines = count(button.dataset.download) + earlier[button.dataset.download].length;
+      button.disabled = lines === 0 || (button.dataset.download === "relabel" && bad > 0);
     }
   }
 
@@ -63,6 +66,7 @@
     const marked = cards.filter((card) => markOf(card) === mark);
     const lines = mark === "exclude" ? ["id"] : ["id,label"];
     for (const card of marked) lines.push(mark === "exclude" ? card.dataset.cell : `${card.dataset.cell},${csvCell(labelOf(card))}`);
+    lines.push(...earlier[mark]);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
     link.download = mark + ".csv";
