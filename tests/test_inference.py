@@ -182,6 +182,17 @@ def test_the_former_file_is_kept_until_it_was_submitted(
     assert not (tmp_path / "predictions-former-3.csv").exists()  # nothing was written over it
 
 
+def test_the_sample_submission_is_not_replaced(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").iterdir())
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UserError, match=r"--output sample_submission\.csv is the sample submission"):
+        inference.main(["--model", str(trained / "run"), "--data", ".", "--output", "sample_submission.csv"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").iterdir()) == before
+
+
 @pytest.mark.parametrize("own", ["test.csv", "test.npy", "test.json"])
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_users_file_in_the_run_folder_is_not_replaced(
