@@ -203,7 +203,7 @@ def predict_once(
 
     found = kept.load(run, run.target) if run.target is not None else None
     if current().least(int(found is not None)):
-        print(f"  read from {run.path}: predicted before with the same images, weights, packages and code")
+        print(f"  read from {run.path}: predicted before with the same images, weights and packages")
         return found
     from pipeline.folds.views import predict_views
     from pipeline.tasks.apply import report_bad
