@@ -109,6 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
+    sample = competition.form.path if competition.form else None
+    if sample is not None and output.resolve() == sample.resolve():
+        raise UserError(
+            f"--output {output} is the sample submission, which says what to predict: name another file"
+        )
     as_json = is_results_json(output, competition)
     # All models have the same labels
     compared = check_belongs(team.first.target, competition, team.first.path)

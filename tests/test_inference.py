@@ -15,6 +15,7 @@ import torch
 import inference
 import train
 from pipeline.errors import UserError
+from pipeline.folds import kept
 from pipeline.submission import score
 
 
@@ -180,6 +181,34 @@ def test_the_former_file_is_kept_until_it_was_submitted(
             inference.main(flags)
     assert (tmp_path / "predictions.csv").read_text() == "by hand again\n"
     assert not (tmp_path / "predictions-former-3.csv").exists()  # nothing was written over it
+
+
+def test_the_sample_submission_is_not_replaced(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").iterdir())
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UserError, match=r"--output sample_submission\.csv is the sample submission"):
+        inference.main(["--model", str(trained / "run"), "--data", ".", "--output", "sample_submission.csv"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").iterdir()) == before
+
+
+def test_kept_predictions_of_other_code_are_not_used(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("data", "run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    predict(tmp_path)
+    capsys.readouterr()
+    predict(tmp_path)
+    assert "predicted before" in capsys.readouterr().out
+    package = shutil.copytree(kept.PACKAGE, tmp_path / "pipeline")
+    monkeypatch.setattr(kept, "PACKAGE", package)
+    with (package / "data/transforms.py").open("a") as file:
+        file.write("# a fault was mended here\n")
+    predict(tmp_path)
+    assert "predicted before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("own", ["test.csv", "test.npy", "test.json"])

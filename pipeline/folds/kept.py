@@ -24,6 +24,9 @@ from pipeline.targets.target import Target
 
 # Another version of these may change pixels or logits
 DECIDING = ("torch", "transformers", "pillow", "simplejpeg")
+# And another version of this code
+PACKAGE = Path(__file__).resolve().parents[1]
+CODE = ("data", "models", "tasks", "training", "targets/target.py", "folds/views.py", "predictions.py")
 
 
 class Kept:
@@ -54,7 +57,7 @@ class Kept:
     def load(self, run: Run, target: Target) -> Predictions | None:
         """Return the run's earlier predictions of these images.
 
-        None where there are none, or weights, settings or packages have changed.
+        None where there are none, or weights, settings, packages or this code have changed.
         """
         path = run.path / f"{self.stem}.json"
         if run.record is None or not path.exists():
@@ -110,6 +113,7 @@ class Kept:
             "views": self.views,
             **self._by(run),
             "versions": {name: versions.get(name) for name in DECIDING},
+            "code": _code_digest(),
         }
 
     def _weights_of(self, run: Run) -> str:
@@ -126,6 +130,16 @@ class Kept:
         head = run.path / HEAD_FILE
         found += [("head", sha256(head))] if head.exists() else []
         return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _code_digest() -> str:
+    """Return a digest of the code of this project that pixels and logits depend on."""
+    files = [
+        file
+        for name in CODE
+        for file in ([PACKAGE / name] if name.endswith(".py") else sorted((PACKAGE / name).glob("*.py")))
+    ]
+    return hashlib.sha256(repr([(file.name, sha256(file)) for file in files]).encode()).hexdigest()
 
 
 def _of_the_user(path: Path) -> Path | None:
