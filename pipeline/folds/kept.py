@@ -23,7 +23,7 @@ from pipeline.shapes import read_object
 from pipeline.targets.target import Target
 
 # Another version of these may change pixels or logits
-DECIDING = ("torch", "transformers", "pillow", "simplejpeg")
+DECIDING = ("torch", "transformers", "peft", "timm", "pillow", "simplejpeg")
 # And another version of this code
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = ("data", "models", "tasks", "training", "targets/target.py", "folds/views.py", "predictions.py")
