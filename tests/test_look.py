@@ -8,6 +8,7 @@ import errno
 import inspect
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.look import duplicates
 from pipeline.look.copies import Copies
 from pipeline.look.fact_store import FactStore
-from pipeline.look.image_facts import ImageFacts
+from pipeline.look.image_facts import ImageFacts, image_facts
 from pipeline.look.model_input import _in_words
 from pipeline.look.same_source import _groups, in_words
 from pipeline.look.show import main
@@ -288,11 +289,49 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
 
 def test_flat_images_are_not_compared_pair_by_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 black images of different bytes took two minutes, 30,000 would take hours."""
-    monkeypatch.setattr(duplicates, "_same_pixels", lambda *_: pytest.fail("flat images were compared"))
+    monkeypatch.setattr(duplicates, "_colours", lambda *_: pytest.fail("flat images were compared"))
     flat = [ImageFacts(f"{number}.png", number + 1, low=0, high=7, hash=b"\xff" * 8) for number in range(50)]
     store = FactStore(tmp_path, None)
     assert duplicates.find_duplicates(flat, store) == []
     store.close()
+
+
+def test_the_frames_of_a_camera_are_compared_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3,000 frames took a minute, pair by pair; the sets are those of comparing every pair."""
+    random, many = np.random.default_rng(0), 60
+    scenes = random.integers(40, 216, (2, 64, 64, 3))
+    facts, store = [], FactStore(tmp_path, None)
+    for number in range(many):
+        noise = random.integers(-8 * (number % 4), 8 * (number % 4) + 1, (64, 64, 3)) * 5 * (number % 7 == 0)
+        frame = np.clip(scenes[number % 2] + noise + random.integers(-3, 4, (64, 64, 3)), 0, 255)
+        file = tmp_path / f"{number:02}.png"
+        Image.fromarray(frame.astype(np.uint8)).save(file)
+        facts.append(image_facts(file))
+    store.add(facts)
+    monkeypatch.setattr(duplicates, "BLOCK", 7)
+    found = duplicates.find_duplicates(facts, store)
+    store.close()
+    bits = np.unpackbits(np.array([list(one.hash) for one in facts], np.uint8), axis=1).astype(int)
+    greys, colours = ([list(getattr(one, name)) for one in facts] for name in ("grey", "colour"))
+    alike = (bits[:, None] != bits).sum(axis=2) <= 10
+    alike &= (np.corrcoef(greys) >= 0.985) & (np.corrcoef(colours) >= 0.98)
+    reached = np.linalg.matrix_power(alike.astype(float), many) > 0
+    sets = {tuple(np.flatnonzero(row).tolist()) for row in reached}
+    assert {twins.places for twins in found} == {places for places in sets if len(places) > 1}
+    assert 2 <= len(found) < len(sets) and max(len(twins.places) for twins in found) > 7
+
+
+def test_facts_that_another_command_writes_are_not_deleted(tmp_path: Path) -> None:
+    FactStore(tmp_path, None).close()
+    other = sqlite3.connect(tmp_path / "facts.sqlite")
+    other.execute("begin exclusive")
+    with pytest.raises(UserError, match=r"facts\.sqlite is used by another command"):
+        FactStore(tmp_path, None, seconds=0.1)
+    other.rollback()
+    other.close()
+    assert (tmp_path / "facts.sqlite").exists()
 
 
 @pytest.mark.parametrize(

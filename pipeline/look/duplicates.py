@@ -25,7 +25,7 @@ MAX_BITS = 10  # maximum of differing hash bits, of 64
 LEAST_GREY = 0.985  # minimum correlation of two images at 64 x 64 pixels in grey
 LEAST_COLOUR = 0.98  # and at 16 x 16 in colour: the same shoe in another colour is another image
 LEAST_SPREAD = 4.0  # minimum standard deviation of the grey copy: a flatter image cannot be compared
-BLOCK, PAIRS = 1024, 2048  # rows and pairs per step
+BLOCK = 1024  # images that are compared with as many at a time
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ def find_duplicates(facts: Sequence[ImageFacts], store: FactStore) -> list[Twins
         for place in places[1:]:
             joined.join(places[0], place)
     exact = [joined.top(place) for place in range(len(facts))]
-    for first, second in _near_pairs(facts, store, joined):
-        joined.join(first, second)
+    for places, others in _near_pairs(facts, store, joined):
+        for first, second in _linked(places, others):
+            joined.join(first, second)
     sets: dict[int, list[int]] = {}
     for place in range(len(facts)):
         sets.setdefault(joined.top(place), []).append(place)
@@ -105,13 +106,15 @@ def _digest(path: str) -> str:
         return ""
 
 
-def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) -> Iterator[tuple[int, int]]:
-    """Yield pairs of copies that are not in one set of `joined` yet.
+def _near_pairs(
+    facts: Sequence[ImageFacts], store: FactStore, joined: _Joined
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the positions of copies: the first ones and the second ones of many pairs, (P,) int64 each.
 
-    The caller joins each pair before the next.
+    Blocks of images are compared by products of matrices: the frames of one camera are millions of pairs with
+    alike hashes.
     """
-    # The hashes of flat images are all alike: thousands of them would be millions of pairs. A standard
-    # deviation is at most half of the range.
+    # The hashes of flat images are all alike. A standard deviation is at most half of the range.
     places = np.array(
         [
             place
@@ -120,22 +123,6 @@ def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) 
         ],
         dtype=np.int64,
     )
-    for first, second in _alike_hashes(facts, places):
-        for start in range(0, len(first), PAIRS):
-            pairs = [
-                (i, j)
-                for i, j in zip(first[start : start + PAIRS], second[start : start + PAIRS], strict=True)
-            ]
-            pairs = [(i, j) for i, j in pairs if joined.top(i) != joined.top(j)]
-            if pairs:
-                same = _same_pixels([facts[i] for i, _ in pairs], [facts[j] for _, j in pairs], store)
-                yield from (pair for pair, alike in zip(pairs, same.tolist(), strict=True) if alike)
-
-
-def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield pairs of positions whose hashes differ in at most MAX_BITS, each pair once, one block of rows at
-    a time.
-    """
     if not len(places):
         return
     bits = np.unpackbits(
@@ -144,33 +131,54 @@ def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[t
     )
     signs = bits.astype(np.float32) * 2 - 1  # the product of two rows is 64 - 2 * (number of differing bits)
     least = signs.shape[1] - 2 * MAX_BITS
-    for start in range(0, len(places), BLOCK):
-        alike = signs[start : start + BLOCK] @ signs[start:].T >= least
-        rows, columns = np.nonzero(np.triu(alike, k=1))
-        yield places[start + rows].tolist(), places[start + columns].tolist()
+    starts = range(0, len(places), BLOCK)
+    tiles = [(row, column) for row in starts for column in starts if column >= row]
+    for row, column in tqdm(tiles, "comparing images", unit="block", leave=False, delay=2):
+        alike = signs[row : row + BLOCK] @ signs[column : column + BLOCK].T >= least
+        if row == column:
+            alike = np.triu(alike, k=1)
+        sides = places[row : row + BLOCK], places[column : column + BLOCK]
+        for measured, limit in ((_colours, LEAST_COLOUR), (_greys, LEAST_GREY)):
+            kept = alike.any(axis=1), alike.any(axis=0)
+            sides = sides[0][kept[0]], sides[1][kept[1]]
+            alike = alike[np.ix_(*kept)]
+            if alike.size:
+                first, second = (measured([facts[place] for place in side], store) for side in sides)
+                alike &= first @ second.T >= limit
+        first, second = np.nonzero(alike)
+        if len(first):
+            yield sides[0][first], sides[1][second]
 
 
-def _same_pixels(first: Sequence[ImageFacts], second: Sequence[ImageFacts], store: FactStore) -> np.ndarray:
-    """Return (P,) bool: which pairs are copies, by their grey and colour copies."""
-    greys = [
-        store.greys([one.path for one in side]).reshape(len(side), -1).astype(np.float32)
-        for side in (first, second)
-    ]
-    shape = len(first), 3 * COLOUR_PX**2
-    colours = [
-        np.frombuffer(b"".join(one.colour for one in side), np.uint8).reshape(shape).astype(np.float32)
-        for side in (first, second)
-    ]
-    spread = np.minimum(greys[0].std(axis=1), greys[1].std(axis=1))
-    return (
-        (spread >= LEAST_SPREAD)
-        & (_correlation(*greys) >= LEAST_GREY)
-        & (_correlation(*colours) >= LEAST_COLOUR)
-    )
+def _linked(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield few of these pairs, or pairs of their members, that join the same sets as all of them."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    places, nodes = np.unique(np.concatenate([first, second]), return_inverse=True)
+    edges = np.ones(len(first), dtype=bool), (nodes[: len(first)], nodes[len(first) :])
+    _, sets = connected_components(coo_array(edges, shape=(len(places), len(places))), directed=False)
+    _, tops = np.unique(sets, return_index=True)  # the first member of each set
+    yield from zip(places[tops[sets]].tolist(), places.tolist(), strict=True)
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return (P,) float32 Pearson correlations of the rows of two (P, F) arrays; 0 for constant rows."""
-    first, second = first - first.mean(axis=1, keepdims=True), second - second.mean(axis=1, keepdims=True)
-    size = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    return np.divide((first * second).sum(axis=1), size, out=np.zeros(len(first), np.float32), where=size > 0)
+def _colours(facts: Sequence[ImageFacts], _store: FactStore) -> np.ndarray:
+    """Return (N, F) float32: the small colour copies, of mean 0 and length 1."""
+    rows = np.frombuffer(b"".join(one.colour for one in facts), np.uint8)
+    return _unit(rows.reshape(len(facts), 3 * COLOUR_PX**2))
+
+
+def _greys(facts: Sequence[ImageFacts], store: FactStore) -> np.ndarray:
+    """Return the same of the grey copies; zeros for images that are too flat to be compared."""
+    rows = store.greys([one.path for one in facts]).reshape(len(facts), -1).astype(np.float32)
+    return _unit(np.where(rows.std(axis=1, keepdims=True) >= LEAST_SPREAD, rows, 0))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Return the rows less their mean, of length 1: their products are Pearson correlations, 0 for constant
+    rows.
+    """
+    rows = rows.astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)

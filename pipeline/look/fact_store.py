@@ -36,15 +36,18 @@ class FactStore:
         UserError: the file cannot be opened or written.
     """
 
-    def __init__(self, folder: Path, intensity: Intensity | None) -> None:
-        self.path = folder / FILE
+    def __init__(self, folder: Path, intensity: Intensity | None, seconds: float = 5) -> None:
+        """`seconds`: how long to wait for another command that writes the file."""
+        self.path, self._seconds = folder / FILE, seconds
         self._database: sqlite3.Connection | None = None
         folder.mkdir(parents=True, exist_ok=True)
         made_by = f"{VERSION}, {DECODERS}, {intensity}"
         try:
             self._open(made_by)
-        except sqlite3.DatabaseError:  # damaged, or not SQLite: everything in it can be measured again
+        except sqlite3.DatabaseError as problem:
             self.close()
+            self._check_free(problem)
+            # Damaged, or not SQLite: everything in it can be measured again
             try:
                 self.path.unlink()
                 self._open(made_by)
@@ -55,7 +58,7 @@ class FactStore:
                 ) from None
 
     def _open(self, made_by: str) -> None:
-        self._database = sqlite3.connect(self.path)
+        self._database = sqlite3.connect(self.path, timeout=self._seconds)
         # a power cut may damage the file, but it is only a cache
         self._database.execute("pragma synchronous = off")
         self._database.execute("create table if not exists made (by text)")
@@ -135,9 +138,16 @@ class FactStore:
             self._database.executemany(statement, rows)
             self._database.commit()
         except sqlite3.OperationalError as error:
+            self._check_free(error)
             raise UserError(
                 f"{self.path} cannot be written ({error}): free some space, then run the same command again; "
                 "it continues"
+            ) from None
+
+    def _check_free(self, error: sqlite3.Error) -> None:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise UserError(
+                f"{self.path} is used by another command: wait for it, or name another --output"
             ) from None
 
     def _rows(self, question: str, paths: Sequence[str]) -> Iterator[tuple]:
