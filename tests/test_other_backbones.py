@@ -43,6 +43,7 @@ from pipeline.models.backbones import (
     rebuild_backbone,
     save_backbone,
 )
+from pipeline.models.encoders import load_encoder, pooled
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
 from pipeline.tasks.image_classifier import ImageClassifier
@@ -431,6 +432,17 @@ def test_a_timm_checkpoint_without_a_head(architecture: str, tmp_path: Path) -> 
     assert backbone.new_head and logits(backbone.model).shape == (2, 3)
     loaded = backbone.model.timm_model.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)
+def test_a_timm_classifier_without_its_head_is_an_encoder(saved: Path) -> None:
+    """As image backbone of questions; compared with timm's own features."""
+    inner = AutoModelForImageClassification.from_pretrained(saved).eval().timm_model
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = inner.forward_head(inner.forward_features(pixels), pre_logits=True)
+        found = pooled(load_encoder(str(saved), "--backbone").eval()(pixel_values=pixels))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)
