@@ -50,7 +50,7 @@ class Lora(Section):
     also_train: tuple[Part, ...] = Field(
         (),
         description="other parts of the backbone that are trained without low rank, with an adapter or with "
-        "head_only; norms: LayerNorm and RMSNorm",
+        "head_only; norms: LayerNorm and RMSNorm; biases: with an adapter not timm's q_bias and v_bias",
     )
     use_rslora: bool = Field(
         False, description="scale the update by alpha / sqrt(rank) (Kalajdzievski 2023); for ranks above 16"

@@ -45,7 +45,7 @@ from pipeline.models.backbones import (
 )
 from pipeline.models.encoders import load_encoder, pooled
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
-from pipeline.models.roles import modules_of
+from pipeline.models.roles import modules_of, train_parts
 from pipeline.tasks.image_classifier import ImageClassifier
 
 NAMES = ("blue", "green", "red")
@@ -544,6 +544,15 @@ def test_norms_of_timms_own_kind_are_trained_saved_and_merged(tmp_path: Path) ->
     save_adapter(adapted, tmp_path)
     merged = merge(load_adapter(tiny("timm-aimv2"), tmp_path), logits)
     assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["timm-eva02-fused", "timm-vit", "siglip"])
+def test_every_bias_is_trained_without_an_adapter(kind: str) -> None:
+    """timm's fused EVA-02 keeps two biases of its attention as parameters, SigLIP's pooling one."""
+    model = tiny(kind).requires_grad_(False)
+    train_parts(model, ("biases",))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.endswith("bias")}
 
 
 # ---- batch norms

@@ -27,6 +27,7 @@ ROLES = {
 }
 PATCH_PROJECTION = r"(^|\.)(patch_embeddings\.projection|patch_embeddings?|patch_embed\.proj)$"
 EMBEDDINGS = rf"(^|\.)embeddings$|{PATCH_PROJECTION}"  # the modules that an adapter may carry beside the head
+BARE_BIAS = r"\.(q_bias|v_bias|in_proj_bias)$"  # parameters of an attention without a layer of their own
 CLASS_TOKEN = r"(^|\.)(cls_token|class_embedding)$"
 
 
@@ -125,14 +126,15 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
 def train_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Make `parts` of a frozen `model` without an adapter trainable.
 
-    Only norms is LayerNorm tuning; only biases is BitFit.
+    Only norms is LayerNorm tuning; only biases is BitFit, also those that timm's attention names `q_bias` and
+    `v_bias` (an adapter leaves these frozen, because PEFT does not save them).
 
     Raises:
         UserError: as `also_trained`.
     """
     wanted = set(also_trained(model, parts)[0])
     for name, weight in model.named_parameters():
-        if name in wanted or ("biases" in parts and is_bias(name)):
+        if name in wanted or ("biases" in parts and (is_bias(name) or re.search(BARE_BIAS, name))):
             weight.requires_grad_(True)
 
 
