@@ -46,12 +46,7 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
             lists the roles there are.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {role: [name for name in linear if role_of(name) == role] for role in ROLES}
-    reached = [
-        role
-        for role, names in found.items()
-        if names and not any(_is_bypassed(model, name) for name in names)
-    ]
+    found, reached = _layers_by_role(model), reached_roles(model)
     has = (
         f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])"
         if reached
@@ -69,6 +64,20 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
             f"adapter would have no effect; {has}"
         )
     return [name for role in roles for name in found[role]]
+
+
+def reached_roles(model: nn.Module) -> list[str]:
+    """Return the roles that an adapter on `model` can have."""
+    return [
+        role
+        for role, names in _layers_by_role(model).items()
+        if names and not any(_is_bypassed(model, name) for name in names)
+    ]
+
+
+def _layers_by_role(model: nn.Module) -> dict[str, list[str]]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return {role: [name for name in linear if role_of(name) == role] for role in ROLES}
 
 
 def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str]]:
