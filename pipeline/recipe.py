@@ -204,6 +204,8 @@ class Recipe(Section):
         self._check_image_sizes()
         self._check_losses()
         self._check_text()
+        if found := _unused(self):
+            raise ValueError(f"{', '.join(found)}: not supported for {self.task}; remove these keys")
         if self.shard and (found := _beside_shard(self)):
             keys = ", ".join(key for key, _, _ in found)
             fix = " ".join(f"--set {key}={wanted}" for key, _, wanted in found)
@@ -243,8 +245,6 @@ class Recipe(Section):
                 "optimizer.logit_adjustment: expected 0, or data.sampling rows: data.sampling classes "
                 "already draws each class equally often, and both together would favour rare classes twice"
             )
-        if self.task == "vqa" and (found := _for_classification(self)):
-            raise ValueError(f"{', '.join(found)}: not supported for vqa; remove these keys")
 
     def _check_text(self) -> None:
         num_texts = sum(text is not None for text in (self.text_backbone, self.text_architecture))
@@ -288,15 +288,37 @@ def _beside_shard(recipe: Recipe) -> list[tuple[str, Any, str]]:
     return [(key, value, wanted) for key, value, wanted, fits in rows if not fits]
 
 
-def _for_classification(recipe: Recipe) -> list[str]:
-    """`key value` for each key that is on and that only classification supports."""
-    values = {
-        "augmentation.erasing": recipe.augmentation.erasing,
-        "augmentation.mixup": recipe.augmentation.mixup,
-        "augmentation.cutmix": recipe.augmentation.cutmix,
-        "data.sampling": recipe.data.sampling,
-        "data.pseudo_labels": recipe.data.pseudo_labels,
-        "optimizer.loss": recipe.optimizer.loss,
-        "optimizer.logit_adjustment": recipe.optimizer.logit_adjustment,
-    }
-    return [f"{key} {value}" for key, value in values.items() if value not in (0, None, "rows", "auto")]
+# By task, the keys of each section that it does not use
+UNUSED = {
+    "vqa": {
+        "augmentation": ("erasing", "mixup", "cutmix"),
+        "data": (
+            *("metric", "target", "positive_class", "views", "group_column", "groups"),
+            *("pseudo_labels", "sampling", "partial_labels", "cache_gb"),
+        ),
+        "optimizer": ("loss", "logit_adjustment"),
+    },
+    "classification": {
+        "head": ("fusion", "text_pooling", "hidden_size", "activation", "dropout"),
+        "data": (
+            *("image_fraction", "top_answers", "other_answers", "split_by"),
+            *("group_by_image", "max_question_tokens"),
+        ),
+    },
+}
+
+
+def _unused(recipe: Recipe) -> list[str]:
+    """`key value` for each key that was set, and that the recipe's task does not use."""
+    found = []
+    for name, keys in UNUSED[recipe.task].items():
+        section = getattr(recipe, name)
+        default = type(section)()
+        found += [
+            f"{name}.{key} {getattr(section, key)}"
+            for key in keys
+            if getattr(section, key) != getattr(default, key)
+        ]
+    if recipe.task == "vqa" and recipe.attention == "products":
+        found.append("attention products")
+    return found

@@ -50,7 +50,7 @@ class Lora(Section):
     also_train: tuple[Part, ...] = Field(
         (),
         description="other parts of the backbone that are trained without low rank, with an adapter or with "
-        "head_only; norms: LayerNorm and RMSNorm",
+        "head_only; norms: LayerNorm and RMSNorm; biases: with an adapter not timm's q_bias and v_bias",
     )
     use_rslora: bool = Field(
         False, description="scale the update by alpha / sqrt(rank) (Kalajdzievski 2023); for ranks above 16"
@@ -94,7 +94,7 @@ class Optimizer(Section):
         description="decay per step of a moving mean of the trained weights, such as 0.99 (lower in the "
         "first steps); the mean is validated and saved; 0 = off",
     )
-    label_smoothing: float = Field(0, ge=0, lt=1, description="in the training loss only")
+    label_smoothing: float = Field(0, ge=0, lt=1, description="in the training loss only; not for numbers")
     loss: Literal["auto", "focal", "asymmetric"] = Field(
         "auto",
         description="auto: cross-entropy, or squared error for numbers; focal: for classes and labels (Lin "
@@ -134,7 +134,12 @@ class Schedule(Section):
     warmup_ratio: float = Field(
         0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises from 0 to lr"
     )
-    end_lr: float = Field(0, ge=0, description="learning rate of the last step")
+    end_lr: float = Field(
+        0,
+        ge=0,
+        description="learning rate that the curve reaches after the last step (stepped_cosine: in the last "
+        "epoch); constant does not use it",
+    )
     min_steps: int = Field(
         0,
         ge=0,

@@ -85,6 +85,22 @@ def test_the_head_on_features_computed_once_is_the_head_of_the_whole_model(train
         assert (trained / "once" / name).read_bytes() == (trained / "whole" / name).read_bytes(), name
 
 
+def test_class_balanced_epochs_use_the_features_of_a_row_again(
+    trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Two red images for eight blue and eight green ones."""
+    data = shutil.copytree(trained / "data", tmp_path / "data")
+    for path in sorted((data / "train" / "red").iterdir())[2:]:
+        path.unlink()
+    balanced = ["--set", "data.sampling=classes"]
+    train.main(flags(data, steady_backbone, tmp_path / "once", *balanced))
+    monkeypatch.setattr(fitting, "features_once", lambda *_: (None, ""))
+    train.main(flags(data, steady_backbone, tmp_path / "whole", *balanced))
+    assert record(tmp_path / "once")["features"] is True
+    for name in SAME:
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def test_the_backbone_is_run_once_for_each_image(trained: Path) -> None:
     """24 images in 2 epochs; beside them micro-batches that are timed (twice, of training and of prediction)
     and two images tried thrice.

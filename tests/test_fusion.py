@@ -321,6 +321,21 @@ def test_a_checkpoint_without_a_pooler_gives_its_first_token(tmp_path: Path) -> 
     )
 
 
+def test_targets_that_only_one_encoder_has_name_what_both_have() -> None:
+    """timm has one layer for query, key and value, BERT three: a command for one would fail at the other."""
+    pytest.importorskip("timm")
+    text = new_encoder(BERT | {"model_type": "bert"}, vocab_size=20)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    image = new_encoder(
+        {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "model_args": size}
+    )
+    for targets in (("query",), ("qkv",)):
+        with pytest.raises(UserError, match=r"--set lora.targets=\[output,fc1,fc2\]"):
+            fuse(text, image, None, RULE, 3, SMALL_HEAD, LORA.model_copy(update={"targets": targets}))
+    both = LORA.model_copy(update={"targets": ("output", "fc1", "fc2")})
+    assert len(list(fuse(text, image, None, RULE, 3, SMALL_HEAD, both).model.parameters())) > 0
+
+
 def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(QUESTIONS, 30)
     ids = tokenizer.encode([*QUESTIONS, "is it a zebra, 漢?"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_other_backbones import tiny
 from test_resume import assert_same, flags, interrupt_after, resume
+from transformers import SwinConfig, SwinForImageClassification
 
 import train
 from pipeline.config import load_recipe
@@ -149,3 +150,19 @@ def test_a_backbone_that_takes_one_size_is_refused_with_its_reason(tmp_path: Pat
     classifier.extra_at_other_sizes = {}  # as one whose position embedding cannot be interpolated
     with pytest.raises(UserError, match=r"SiglipForImageClassification [^$]*- 16 px: "):
         classifier.check_sizes((16, 32))
+
+
+def test_a_swin_that_forgets_its_shifted_windows_is_refused(tmp_path: Path) -> None:
+    """transformers' Swin shifts no window as large as the feature map, and from then on in no other image."""
+    torch.manual_seed(0)
+    shape = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2]}
+    model = SwinForImageClassification(SwinConfig(**shape, window_size=4)).eval()
+    model.save_pretrained(tmp_path)
+    noise = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(noise, interpolate_pos_encoding=True).logits
+        model(noise[..., :32, :32])
+        assert not torch.equal(model(noise, interpolate_pos_encoding=True).logits, before)
+    backbone = load_backbone(str(tmp_path), ("blue", "green"), 64)
+    with pytest.raises(UserError, match="64 px gives other logits after images of another size"):
+        ImageClassifier.of(backbone.model, backbone).check_sizes((32, 64))

@@ -43,8 +43,9 @@ from pipeline.models.backbones import (
     rebuild_backbone,
     save_backbone,
 )
+from pipeline.models.encoders import load_encoder, pooled
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
-from pipeline.models.roles import modules_of
+from pipeline.models.roles import modules_of, train_parts
 from pipeline.tasks.image_classifier import ImageClassifier
 
 NAMES = ("blue", "green", "red")
@@ -434,6 +435,17 @@ def test_a_timm_checkpoint_without_a_head(architecture: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)
+def test_a_timm_classifier_without_its_head_is_an_encoder(saved: Path) -> None:
+    """As image backbone of questions; compared with timm's own features."""
+    inner = AutoModelForImageClassification.from_pretrained(saved).eval().timm_model
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = inner.forward_head(inner.forward_features(pixels), pre_logits=True)
+        found = pooled(load_encoder(str(saved), "--backbone").eval()(pixel_values=pixels))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)
 def test_timm_at_another_size_keeps_its_table(saved: Path) -> None:
     native, wider = load_backbone(str(saved), NAMES), load_backbone(str(saved), NAMES, image_size=48)
     assert wider.preprocessing.height == 48 and logits(wider.model, 48).shape == (2, 3)
@@ -532,6 +544,15 @@ def test_norms_of_timms_own_kind_are_trained_saved_and_merged(tmp_path: Path) ->
     save_adapter(adapted, tmp_path)
     merged = merge(load_adapter(tiny("timm-aimv2"), tmp_path), logits)
     assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["timm-eva02-fused", "timm-vit", "siglip"])
+def test_every_bias_is_trained_without_an_adapter(kind: str) -> None:
+    """timm's fused EVA-02 keeps two biases of its attention as parameters, SigLIP's pooling one."""
+    model = tiny(kind).requires_grad_(False)
+    train_parts(model, ("biases",))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.endswith("bias")}
 
 
 # ---- batch norms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import competitions
@@ -65,6 +66,26 @@ def test_questions_about_images_refuse_what_is_not_theirs(key: str) -> None:
     with pytest.raises(UserError, match=rf"{name} {value}.*: .*vqa"):
         with_key(key, task="vqa", text_backbone="b")
     with_key("augmentation.policy=rand_augment", task="vqa", text_backbone="b")
+
+
+FOR_IMAGES = {"data.group_column": "patient", "data.groups": "g.csv", "data.cache_gb": 1, "data.views": "max"}
+FOR_IMAGES |= {"data.metric": "log_loss", "data.target": "binary", "data.positive_class": ["a"]}
+FOR_IMAGES |= {"data.partial_labels": True, "attention": "products"}
+FOR_QUESTIONS = {"head.dropout": 0.5, "head.activation": "gelu", "head.hidden_size": 64}
+FOR_QUESTIONS |= {"head.fusion": "product", "head.text_pooling": "mean", "data.image_fraction": 0.5}
+FOR_QUESTIONS |= {"data.top_answers": 9, "data.other_answers": "drop", "data.split_by": "question"}
+FOR_QUESTIONS |= {"data.group_by_image": True, "data.max_question_tokens": 9}
+
+
+@pytest.mark.parametrize("key", [*FOR_IMAGES, *FOR_QUESTIONS])
+def test_a_key_of_the_other_task_is_refused(key: str) -> None:
+    """Such as dropout before the last layer, which only the head for questions has."""
+    value = (FOR_IMAGES | FOR_QUESTIONS)[key]
+    task = {"task": "vqa", "text_backbone": "b"}
+    own, other = (task, {}) if key in FOR_QUESTIONS else ({}, task)
+    load_recipe("beit-large-384-lora", {key: value, **own})
+    with pytest.raises(UserError, match=rf"{re.escape(key)} .*not supported for"):
+        load_recipe("beit-large-384-lora", {key: value, **other})
 
 
 @pytest.mark.parametrize(

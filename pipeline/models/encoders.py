@@ -15,7 +15,8 @@ from pipeline.models.checkpoint_config import load_config, unloadable
 
 # Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
 HEADS = re.compile(
-    r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\."
+    r"^(timm_model\.)?(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+"
+    r"|qa_outputs|pre_classifier)\."
 )
 
 

@@ -26,6 +26,7 @@ from pipeline.models.backbones import native_image_size, save_backbone, takes_in
 from pipeline.models.encoders import image_tokens, pooled, question_vector, width_of
 from pipeline.models.half_weights import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
+from pipeline.models.roles import architecture_name, reached_roles
 from pipeline.recipe_sections import ATTENTION_HEADS, Head, Lora, Tower
 from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
 
@@ -218,6 +219,8 @@ def fuse(
     if lora is not None:
         shape = (lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train)
         options = {"use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
+        if not frozen:
+            _check_targets(text, image, lora.targets)
         if "text" not in frozen:
             text = attach(text, *shape, has_head=False, **options)
         if "image" not in frozen:
@@ -227,6 +230,17 @@ def fuse(
     model = FusionModel(text, image, answer_head, preprocessing.height)
     model.freeze(frozen)
     return VqaModel(model, preprocessing, tokenizer)
+
+
+def _check_targets(text: nn.Module, image: nn.Module, targets: Sequence[str]) -> None:
+    """Refuse targets that only one encoder has: the message for one would name roles that the other lacks."""
+    shared = [role for role in reached_roles(text) if role in reached_roles(image)]
+    if shared and (lacking := [role for role in targets if role not in shared]):
+        names = " and ".join(map(architecture_name, (text, image)))
+        raise UserError(
+            f"lora.targets: {names} do not both have {', '.join(lacking)}; both have {', '.join(shared)} "
+            f"(--set lora.targets=[{','.join(shared)}])"
+        )
 
 
 def save_fused(fused: VqaModel, output: Path, *, base: bool, trained: bool) -> None:

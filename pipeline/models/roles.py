@@ -27,6 +27,7 @@ ROLES = {
 }
 PATCH_PROJECTION = r"(^|\.)(patch_embeddings\.projection|patch_embeddings?|patch_embed\.proj)$"
 EMBEDDINGS = rf"(^|\.)embeddings$|{PATCH_PROJECTION}"  # the modules that an adapter may carry beside the head
+BARE_BIAS = r"\.(q_bias|v_bias|in_proj_bias)$"  # parameters of an attention without a layer of their own
 CLASS_TOKEN = r"(^|\.)(cls_token|class_embedding)$"
 
 
@@ -45,12 +46,7 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
             lists the roles there are.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {role: [name for name in linear if role_of(name) == role] for role in ROLES}
-    reached = [
-        role
-        for role, names in found.items()
-        if names and not any(_is_bypassed(model, name) for name in names)
-    ]
+    found, reached = _layers_by_role(model), reached_roles(model)
     has = (
         f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])"
         if reached
@@ -68,6 +64,20 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
             f"adapter would have no effect; {has}"
         )
     return [name for role in roles for name in found[role]]
+
+
+def reached_roles(model: nn.Module) -> list[str]:
+    """Return the roles that an adapter on `model` can have."""
+    return [
+        role
+        for role, names in _layers_by_role(model).items()
+        if names and not any(_is_bypassed(model, name) for name in names)
+    ]
+
+
+def _layers_by_role(model: nn.Module) -> dict[str, list[str]]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return {role: [name for name in linear if role_of(name) == role] for role in ROLES}
 
 
 def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -125,14 +135,15 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
 def train_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Make `parts` of a frozen `model` without an adapter trainable.
 
-    Only norms is LayerNorm tuning; only biases is BitFit.
+    Only norms is LayerNorm tuning; only biases is BitFit, also those that timm's attention names `q_bias` and
+    `v_bias` (an adapter leaves these frozen, because PEFT does not save them).
 
     Raises:
         UserError: as `also_trained`.
     """
     wanted = set(also_trained(model, parts)[0])
     for name, weight in model.named_parameters():
-        if name in wanted or ("biases" in parts and is_bias(name)):
+        if name in wanted or ("biases" in parts and (is_bias(name) or re.search(BARE_BIAS, name))):
             weight.requires_grad_(True)
 
 

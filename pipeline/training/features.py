@@ -234,5 +234,5 @@ class HeadTask:
 
 def _batches(rows: list[list[int]], features: torch.Tensor, labels: torch.Tensor) -> Iterator[Batch]:
     for numbers in rows:
-        row = torch.tensor(numbers)
+        row = torch.tensor(numbers) % len(features)  # a row that is used again has a larger number
         yield {"row": row, "label": labels[row], "features": features[row]}
