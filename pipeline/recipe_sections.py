@@ -299,7 +299,12 @@ class Data(Section):
         "mean", description="how the predictions for several images of one id are combined"
     )
     val_fraction: float = Field(
-        0.05, ge=0, le=0.9, description="share of the labelled rows used for validation, stratified by class"
+        0.05,
+        ge=0,
+        le=0.9,
+        description="share of the labelled rows used for validation, stratified by class; if the data name "
+        "validation rows (a split column, class folders in valid/), these are used instead; 0 = all rows "
+        "train",
     )
     split_seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="seed of the validation split and the folds; null = seed"

@@ -839,9 +839,58 @@ def test_everything_one_folder_down(tmp_path):
     )
     competition = read_layout(tmp_path)
     assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
-    assert len(competition.train) == 4
+    assert {row.path.parent.parent.name for row in competition.train} == {"train", "valid"}
     assert "without a label" not in said(competition)
-    assert "set/valid/ not used" in said(competition)
+
+
+# ---- a folder of validation images beside the class folders ----
+
+
+def parted(root, held=("valid/cat/1.jpg", "valid/dog/7.jpg"), test=("test/8.jpg",)):
+    names = [f"train/{name}/{n}.jpg" for name in ("cat", "dog", "owl") for n in "123"]
+    return touch(root, *names, *held, *test)
+
+
+@pytest.mark.parametrize("test", [("test/8.jpg",), ()])
+def test_class_folders_of_validation_images_are_the_validation_rows(tmp_path, test):
+    parted(tmp_path, test=test)
+    competition = read_layout(tmp_path, need="train")
+    held = {
+        row.id: (row.path.parts[-3:], row.label) for row in competition.train if "valid" in row.path.parts
+    }
+    assert held == {
+        "valid/cat/1.jpg": (("valid", "cat", "1.jpg"), "cat"),
+        "valid/dog/7.jpg": (("valid", "dog", "7.jpg"), "dog"),
+    }
+    assert len(competition.train) == 11 and competition.split_from == "those in valid/"
+    assert {row_id for row_id, part in competition.split.items() if part == "val"} == set(held)
+    assert sorted(competition.split) == sorted(row.id for row in competition.train)
+
+
+def test_file_names_that_differ_stay_the_ids_beside_validation_images(tmp_path):
+    touch(tmp_path, "train/cat/a1.jpg", "train/cat/a2.jpg", "train/dog/b1.jpg", "train/dog/b2.jpg")
+    touch(tmp_path, "val/cat/c1.jpg", "val/dog/d1.jpg")
+    competition = read_layout(tmp_path, need="train")
+    assert competition.split == dict.fromkeys(("a1", "a2", "b1", "b2"), "train") | {"c1": "val", "d1": "val"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [("valid/1.jpg", "valid/2.jpg"), ("valid/cat/1.jpg", "valid/fox/7.jpg"), ("valid/images/1.jpg",)],
+    ids=["no classes", "another class", "kinds of files"],
+)
+def test_validation_images_without_the_same_classes_are_not_used(tmp_path, held):
+    competition = read_layout(parted(tmp_path, held))
+    assert len(competition.train) == 9 and competition.split is None
+    assert "valid/ not used" in said(competition)
+
+
+def test_images_of_the_sample_are_no_validation_rows(tmp_path):
+    parted(tmp_path, test=())
+    write(tmp_path, sample_submission="id,label\nvalid/cat/1.jpg,cat\nvalid/dog/7.jpg,cat\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert [row.path.parts[-3] for row in competition.test] == ["valid", "valid"]
+    assert competition.split is None and len(competition.train) == 9
 
 
 # ---- what other real competitions look like ----

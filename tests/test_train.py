@@ -9,9 +9,11 @@ from pathlib import Path
 
 import competitions
 import numpy as np
+import pandas as pd
 import pytest
 import tolerances
 import torch
+from conftest import COLOURS
 
 import train
 from pipeline.competition.layout import read_layout
@@ -78,7 +80,6 @@ def test_run_json_says_what_was_done(finished: Path) -> None:
 
 
 def test_validation_predictions_and_probabilities_agree_with_the_metrics(finished: Path) -> None:
-    import pandas as pd
 
     table = pd.read_csv(finished / "val_predictions.csv", dtype=str, keep_default_na=False)
     probs = np.load(finished / "val_probs.npy")
@@ -96,7 +97,6 @@ def test_the_validation_score_counts_an_id_with_several_images_once(
     tiny_backbone: Path, tmp_path: Path, views: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three images a study, several labels each: as in the file, one prediction a study."""
-    import pandas as pd
 
     data = competitions.long_rows(tmp_path / "data").root
     flags = ("--metric", "log_loss", "--set", "data.val_fraction=0.4", "--set", f"data.views={views}")
@@ -470,3 +470,18 @@ def test_the_head_alone_is_trained_and_the_backbone_stays_as_it_is(
     assert counts["trainable"] == counts["head"] == 3 * 33 and counts["adapter"] == 0
     with pytest.raises(UserError, match=r"head_only: needs lora.rank 0, found 16"):
         train.main(arguments(competition, tiny_backbone, tmp_path / "other", "--set", "head_only=true"))
+
+
+def test_a_folder_of_validation_images_validates_unless_all_rows_are_to_train(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    for name in COLOURS:
+        (competition / "valid" / name).mkdir(parents=True)
+        (competition / f"train/{name}/{name}_0.png").rename(competition / f"valid/{name}/{name}_0.png")
+    words = ["--data", str(competition), "--backbone", str(tiny_backbone), *QUICK, "--epochs", "1"]
+    assert train.main([*words, "--output", str(tmp_path / "run")]) == 0
+    table = pd.read_csv(tmp_path / "run/val_predictions.csv")
+    assert sorted(table["id"]) == sorted(f"{name}_0" for name in COLOURS)
+    assert train.main([*words, "--output", str(tmp_path / "all"), "--set", "data.val_fraction=0"]) == 0
+    counts = json.loads((tmp_path / "all/run.json").read_text())["counts"]
+    assert counts["train"] == 8 * len(COLOURS) and not (tmp_path / "all/val_predictions.csv").exists()

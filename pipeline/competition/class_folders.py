@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
 from pipeline.competition.id_styles import file_name, short_ids, without_suffix
@@ -54,6 +54,8 @@ class ClassFolders:
     trouble: str = ""
     left: str = ""  # what is left out: masks, a copy of all classes
     bases: tuple[str, ...] = ()  # the folders that share the classes: train_1, train_2; then `base` is empty
+    held_base: str = ""  # `valid` beside `train`, with folders of the same classes
+    held: Mapping[str, Sequence[str]] = field(default_factory=dict)  # its images
 
     @property
     def where(self) -> str:
@@ -87,7 +89,23 @@ def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[Class
     if not bases:
         grouped = [_grouped("", folder.of_part(""), asked)]
     several = [entry for entry in grouped if len(entry.groups) > 1]
-    return _together(several) or grouped[:1] or [ClassFolders("train", {}, [])]
+    found = _together(several) or grouped[:1] or [ClassFolders("train", {}, [])]
+    return [_with_validation(found[0], folder, asked)] if len(found) == 1 and bases else found
+
+
+def _with_validation(classes: ClassFolders, folder: DataFolder, asked: Collection[str]) -> ClassFolders:
+    """Return the class folders with the one folder of validation images that has the same classes, or some
+    of them.
+    """
+    bases = folder.parts.named("val")
+    if len(bases) != 1 or not classes.plausible:
+        return classes
+    (base,) = bases
+    images = [image for image in folder.scans[base.split("/")[0]].images if image.startswith(base + "/")]
+    held = _grouped(base, images, asked)
+    if held.loose or held.trouble or not held.groups or not held.groups.keys() <= classes.groups.keys():
+        return classes
+    return replace(classes, held_base=held.base, held=held.groups)
 
 
 def _together(found: list[ClassFolders]) -> list[ClassFolders]:
@@ -323,12 +341,16 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
         UserError: the folders hold archives that are not unpacked, or broken links.
     """
     base = classes.base
-    tops = sorted({image.split("/")[0] for group in classes.groups.values() for image in group})
+    every = (*classes.groups.values(), *classes.held.values())
+    tops = sorted({image.split("/")[0] for group in every for image in group})
     check_whole(folder, tops)
     images = [image for group in classes.groups.values() for image in group]
-    top = f"{base.split('/')[0]}/" if base else ""
-    ids, _ = short_ids([top + image[len(base) + 1 :] if base else image for image in images])
-    labels = tuple(name for name, group in classes.groups.items() for _ in group)
+    labels = [name for name, group in classes.groups.items() for _ in group]
+    held = [image for group in classes.held.values() for image in group]
+    ids, _ = short_ids(
+        [_below(base, image) for image in images] + [_below(classes.held_base, image) for image in held]
+    )
+    labels += [name for name, group in classes.held.items() for _ in group]
     without = [
         path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base
     ]
@@ -343,8 +365,18 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
     }
     notes += [f"the class folder {folder!r} is the class {name!r}" for folder, name in stored.items()][:1]
     where = f"one folder per class in {classes.where}"
-    evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
-    return Labelled(ids, [(image,) for image in images], evidence, where, notes)
+    evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=tuple(labels))
+    labelled = Labelled(ids, [(image,) for image in [*images, *held]], evidence, where, notes)
+    if held:
+        labelled.split = dict.fromkeys(ids[len(images) :], "val")
+        labelled.split |= dict.fromkeys(ids[: len(images)], "train")
+        labelled.split_from = f"those in {classes.held_base}/"
+    return labelled
+
+
+def _below(base: str, image: str) -> str:
+    """Return the path of an image with the top folder of `base` alone: `train/cat/1.jpg`."""
+    return f"{base.split('/')[0]}/{image[len(base) + 1 :]}" if base else image
 
 
 def from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:

@@ -11,6 +11,7 @@ from pipeline.competition.id_styles import SEVERAL_EACH, without_suffix
 from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import ZERO_ONE, is_number, split_column
+from pipeline.competition.rows import STATED
 from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
@@ -34,6 +35,7 @@ class Labelled:
     source: str = ""  # for messages: `train.csv: image_id, label`
     notes: list[str] = field(default_factory=list)
     split: dict[str, Part] | None = None
+    split_from: str = STATED
     found: Found | None = None  # the table that the labels come from
 
     @property

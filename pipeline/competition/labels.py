@@ -160,6 +160,9 @@ def _without_table(
             found, choice = of_folders
             advice = _columns_advice(found, wanted) + _folders_advice(classes, found)
             raise unclear(found.table, choice, advice)
+        held = [image for group in classes.held.values() for image in group]
+        if not folder.of_part("test") and ImageIndex(folder, held).match(wanted.ids).num_found:
+            classes = replace(classes, held={})  # the images to predict
         return from_folders(folder, classes)
     named = [source for source in tables if source.role == "train"]
     if in_names := {} if named and index.images and looked_up else classes_in_names(index.images):

@@ -141,6 +141,7 @@ def read_layout(
         form,
         tuple(lines),
         split=labelled.split,
+        split_from=labelled.split_from,
         groups=grouping,
         folds=folds,
         folds_from=where,

@@ -96,7 +96,7 @@ def _by_models(
     members = _members(folder)
     unseen = [member for member in members if set(val_ids) <= _validated(member)]
     if not unseen:
-        all_rows = ", or train on all rows with --set data.val_fraction=0" if not competition.split else ""
+        all_rows = ", or train on all rows with --set data.val_fraction=0" if not competition.of_fold else ""
         raise UserError(
             f"{KEY} {folder}: every model there has trained on validation rows of this run, whose score "
             "would be too good. Use the same split or folds as in the first round (data.val_fraction, "

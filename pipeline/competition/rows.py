@@ -16,6 +16,7 @@ from pipeline.targets.target import Target
 
 # The noun for what is split into training and validation: an id may have several images
 IMAGE, ID = "labelled image", "labelled id"
+STATED = "as the table of labels says"  # which rows validate
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Competition:
     groups: dict[str, str] | None = None  # row id -> group; a group is never split
     folds: dict[str, str] | None = None  # row id -> fold, where the data define it; used by --folds only
     folds_from: str = ""  # file and column of `folds`, for messages
-    split_from: str = "as the table of labels says"
+    split_from: str = STATED
+    of_fold: bool = False  # `split` is that of one fold, not stated by the data
     corrections: Corrections = Corrections()
 
     @property

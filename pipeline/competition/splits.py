@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.competition.rows import IMAGE
+from pipeline.competition.rows import IMAGE, STATED
 from pipeline.errors import UserError
 from pipeline.wording import counted
 
@@ -92,7 +92,7 @@ def kept_split(
 def stated_split(
     ids: Sequence[str],
     stated: Mapping[str, str],
-    where: str = "as the table of labels says",
+    where: str = STATED,
     what: str = IMAGE,
 ) -> tuple[list[int], list[int], str]:
     """Return a given split, in the form of `train_val_split`. `stated`: id -> train or val.

@@ -50,7 +50,8 @@ class Plan:
     def split(self, competition: Competition, number: int) -> Competition:
         """Return the competition split for one fold: this fold validates, the others train."""
         parts = {row_id: "val" if fold == number else "train" for row_id, fold in self.fold_of.items()}
-        return replace(competition, split=parts, split_from=f"fold {number} of {self.count}", groups=None)
+        where = f"fold {number} of {self.count}"
+        return replace(competition, split=parts, split_from=where, of_fold=True, groups=None)
 
     def done(self) -> list[int]:
         """Return the numbers of the folds whose run is complete."""

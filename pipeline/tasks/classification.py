@@ -27,7 +27,7 @@ from pipeline.targets.target import Target
 from pipeline.tasks.build import Build, decodable, with_intensity
 from pipeline.tasks.classification_task import ClassificationTask
 from pipeline.tasks.image_classifier import ImageClassifier, num_outputs_of, rebuild
-from pipeline.tasks.parting import part_rows
+from pipeline.tasks.parting import has_stated_split, part_rows
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.image_sizes import describe_sizes
@@ -78,7 +78,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         summary,
         notes,
         backbone.new_head,
-        stated_split=competition.split is not None,
+        stated_split=has_stated_split(recipe, competition),
         num_pseudo=len(data.pseudo.rows),
     )
 

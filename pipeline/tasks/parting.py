@@ -17,11 +17,19 @@ def expected_rows(recipe: Recipe, competition: Competition) -> tuple[int, int]:
     else by data.val_fraction.
     """
     total = len(competition.train)
-    if competition.split is not None:
+    if has_stated_split(recipe, competition):
         val = sum(competition.split.get(row.id) == "val" for row in competition.train)
     else:
         val = round(total * recipe.data.val_fraction)
     return total - val, val
+
+
+def has_stated_split(recipe: Recipe, competition: Competition) -> bool:
+    """Return True if the data or a fold say which rows validate.
+
+    With data.val_fraction 0 all rows train, whatever the data say.
+    """
+    return competition.split is not None and (competition.of_fold or recipe.data.val_fraction > 0)
 
 
 def part_rows(
@@ -61,7 +69,7 @@ def _new_split(
     for row in rows:
         paths.setdefault(row.id, []).append(row.path)
     units = find_units(ids, paths, competition.groups)
-    if competition.split is not None:
+    if has_stated_split(recipe, competition):
         train, val, how = stated_split(ids, competition.split, competition.split_from, what)
         held = set(val)
         warning = both_sides(ids, units, [row in held for row in range(len(ids))]) if units.bind else None
