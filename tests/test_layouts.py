@@ -885,6 +885,18 @@ def test_validation_images_without_the_same_classes_are_not_used(tmp_path, held)
     assert "valid/ not used" in said(competition)
 
 
+def test_labels_of_validation_images_in_a_table_of_their_own(tmp_path):
+    """They are not used, the note says how; with a column split they are."""
+    touch(tmp_path, *(f"train/{n}.jpg" for n in "1234"), "val/5.jpg", "val/6.jpg", "test/8.jpg")
+    write(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", val="id,label\n5,a\n6,b\n", test="id\n8\n")
+    competition = read_layout(tmp_path)
+    assert len(competition.train) == 4 and "train.csv with a column split (train, val)" in said(competition)
+    rows = "".join(f"{n},{'ab'[n % 2]},{'train' if n < 5 else 'val'}\n" for n in range(1, 7))
+    write(tmp_path, train=f"id,label,split\n{rows}", test="id\n8\n")
+    competition = read_layout(tmp_path)
+    assert [row_id for row_id, part in competition.split.items() if part == "val"] == ["5", "6"]
+
+
 def test_images_of_the_sample_are_no_validation_rows(tmp_path):
     parted(tmp_path, test=())
     write(tmp_path, sample_submission="id,label\nvalid/cat/1.jpg,cat\nvalid/dog/7.jpg,cat\n")

@@ -148,9 +148,12 @@ def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: 
         if not any(image.startswith(name + "/") for image in labelled.taken)
     ]
     if held_out:
+        use = ""
+        if labelled.found is not None and labelled.split is None:
+            use = f"; to use them, add their rows to {labelled.found.name} with a column split (train, val)"
         notes.append(
             f"{listed(held_out)}/ not used: validation rows are taken from the training images "
-            "(data.val_fraction)"
+            f"(data.val_fraction){use}"
         )
     used = {_top(image) for image in labelled.taken} | {
         _top(image) for images in test.images for image in images
