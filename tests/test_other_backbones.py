@@ -44,9 +44,11 @@ from pipeline.models.backbones import (
     save_backbone,
 )
 from pipeline.models.encoders import load_encoder, pooled
+from pipeline.models.half_weights import checkpoint_layers
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of, train_parts
 from pipeline.tasks.image_classifier import ImageClassifier
+from pipeline.training.memory import Memory, account
 
 NAMES = ("blue", "green", "red")
 DINOV2 = {
@@ -479,6 +481,31 @@ def test_an_image_text_model_at_another_size(saved: Path) -> None:
     with torch.no_grad():
         expected = backbone.model(pixel_values=pixels, interpolate_pos_encoding=True).logits
         assert torch.equal(classifier.forward(classifier.model, pixels), expected)
+
+
+@pytest.mark.parametrize("saved", ["timm-vit", "timm-dinov3", "timm-swin", "timm-convnextv2"], indirect=True)
+def test_activation_checkpointing_in_timm_changes_no_bit_and_needs_less(saved: Path) -> None:
+    model = load_backbone(str(saved), NAMES, drop_path=0.3).model.train()
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(pixels).logits.square().sum().backward()
+        return [weight.grad.clone() for weight in model.parameters()]
+
+    def counted() -> Memory:
+        loss = lambda forward, given: forward(given).logits.sum()  # noqa: E731
+        return account(model, loss, pixels[:1], "adamw")
+
+    plain, memory = gradients(), counted()
+    assert checkpoint_layers(model) >= 2
+    assert all(map(torch.equal, gradients(), plain))
+    less = counted()
+    assert less.saved_per_image < memory.saved_per_image and less.recomputed_per_image > 0
+    assert less.total(8) < memory.total(8)
+    checkpoint_layers(model, on=False)
+    assert counted() == memory
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-dinov3"], indirect=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.half_weights import blocks_of
+from pipeline.models.half_weights import blocks_of, repeated_blocks
 from pipeline.models.lora import PeftModel
 
 OPTIONS = {"fallback_random": True}  # dropout has the masks that it has without torch.compile
@@ -53,26 +53,7 @@ def leave_uncompiled(model: nn.Module) -> None:
 
 def _parts(model: nn.Module) -> list[nn.Module]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return blocks_of(model) or _repeated(base) or [base]
-
-
-def _repeated(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of the innermost lists of equal modules: blocks of timm and of convolutional
-    networks.
-    """
-    lists = [module for module in model.modules() if _is_list_of_blocks(module)]
-    innermost = [one for one in lists if not any(map(_is_list_of_blocks, list(one.modules())[1:]))]
-    return [block for one in innermost for block in one.children()]
-
-
-def _is_list_of_blocks(module: nn.Module) -> bool:
-    kinds = {type(child) for child in module.children()}
-    return (
-        isinstance(module, nn.ModuleList | nn.Sequential)
-        and len(module) > 1
-        and len(kinds) == 1
-        and all(any(True for _ in child.children()) for child in module.children())
-    )
+    return blocks_of(model) or repeated_blocks(base) or [base]
 
 
 def _drop_paths(parts: list[nn.Module]) -> list[Any]:

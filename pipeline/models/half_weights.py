@@ -12,6 +12,7 @@ the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -135,8 +136,14 @@ def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
     """
     blocks = blocks_of(model)
     for block in blocks:
-        block.gradient_checkpointing = on
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    for wrapper in [module for module in model.modules() if "timm_model" in dict(module.named_children())]:
+        timm_model = wrapper.timm_model
+        with suppress(AttributeError, AssertionError):  # of architectures that do not support it
+            timm_model.set_grad_checkpointing(on)
+            blocks += repeated_blocks(timm_model)
+    for block in blocks:
+        block.gradient_checkpointing = on  # for timm only a mark, see `training.memory`
     return len(blocks)
 
 
@@ -148,6 +155,25 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         for block in blocks
         if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])
     ]
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of the innermost lists of equal modules: blocks of timm and of convolutional
+    networks.
+    """
+    lists = [module for module in model.modules() if _is_list_of_blocks(module)]
+    innermost = [one for one in lists if not any(map(_is_list_of_blocks, list(one.modules())[1:]))]
+    return [block for one in innermost for block in one.children()]
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    kinds = {type(child) for child in module.children()}
+    return (
+        isinstance(module, nn.ModuleList | nn.Sequential)
+        and len(module) > 1
+        and len(kinds) == 1
+        and all(any(True for _ in child.children()) for child in module.children())
+    )
 
 
 def cache_frozen_bias(model: nn.Module) -> int:

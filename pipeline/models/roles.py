@@ -167,6 +167,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def architecture_name(model: nn.Module) -> str:
     """Return the class name of the model; for a timm model in transformers' wrapper the inner one."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     return type(getattr(model, "timm_model", model)).__name__
 
 

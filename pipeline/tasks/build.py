@@ -21,6 +21,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.half_weights import checkpoint_layers
 from pipeline.models.lora import Counts
+from pipeline.models.roles import architecture_name
 from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
 from pipeline.training.compute import Batch, Compute
@@ -134,7 +135,7 @@ def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.activation_checkpointing and not checkpoint_layers(model):
         raise UserError(
-            f"activation_checkpointing: {type(model).__name__} has no blocks that can be computed again; "
+            f"activation_checkpointing: {architecture_name(model)} has no blocks that can be computed again; "
             "leave it out"
         )
 

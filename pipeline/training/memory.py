@@ -16,6 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 
+from pipeline.models.half_weights import checkpoint_layers
+
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # float32 values per trainable parameter
 Loss = Callable[[Callable[..., object], torch.Tensor], torch.Tensor]
 
@@ -115,14 +117,13 @@ def _largest_block_bytes(
                 block.register_forward_pre_hook(lambda *_: before.append(sum(held.values()))),
                 block.register_forward_hook(lambda *_: own.append(sum(held.values()) - before.pop())),
             ]
-            block.gradient_checkpointing = False
+        checkpoint_layers(shapes.model, on=False)
         try:
             loss(forward, torch.zeros(size, *pixels.shape[1:], device=pixels.device))
         finally:
             for hook in hooks:
                 hook.remove()
-            for block in blocks:
-                block.gradient_checkpointing = True
+            checkpoint_layers(shapes.model)
     return max(own)
 
 
