@@ -306,6 +306,32 @@ def test_spaces_behind_commas_belong_to_the_commas() -> None:
     assert decision.target.names == ("clear sky", "haze", "road") and decision.labels[2] == "clear sky, road"
 
 
+PLANTS = ("Tomato", "Potato", "Apple", "Grape", "Corn")
+
+
+@pytest.mark.parametrize("between", [" ", " - "])
+def test_names_that_share_words_are_not_taken_for_several_labels(between) -> None:
+    names = [f"{plant}{between}{state}" for plant in PLANTS for state in ("healthy", "Late blight")]
+    assert_says(refused(names * 3, names[:2]), repr(names[0]), "--target multiclass", "--target multilabel")
+    assert set(read(names * 3, names[:2], kind="multiclass").target.names) == set(names)
+
+
+@pytest.mark.parametrize("between", [" + ", " & ", " / ", " and ", "||"])
+def test_a_mark_between_labels_is_no_label(between) -> None:
+    texts = ["cat", "dog", "fox", "cat+dog", "dog+fox", "cat+dog+fox"] * 4
+    decision = read([text.replace("+", between) for text in texts], ["cat"])
+    assert decision.target.names == ("cat", "dog", "fox") and decision.target.separator == between
+    assert decision.labels[5] == f"cat{between}dog{between}fox"
+
+
+@pytest.mark.parametrize("between", ["/", "+", "\n", "_"])
+def test_labels_that_others_join_are_two_readings(between) -> None:
+    texts = ["cat", "dog", "fox", f"cat{between}dog", f"dog{between}fox"] * 4
+    assert_says(refused(texts, ["cat"]), repr(texts[3]), "--target multiclass", "--target multilabel")
+    assert read(texts, ["cat"], kind="multilabel").target.names == ("cat", "dog", "fox")
+    assert read(texts[:4] * 5, ["cat"]).target.kind == "multiclass"  # one such name says little
+
+
 def test_several_labels_keep_the_rows_without_any() -> None:
     decision = read_columns(["100", "011", "000"])
     assert decision.target.encode(decision.labels).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]

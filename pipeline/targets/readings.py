@@ -13,6 +13,8 @@ from typing import Literal
 from pipeline.targets.target import finite_number
 
 SEPARATORS = (" ", ",", ";", "|")
+OTHER_MARKS = ("\n", "\t", *"/+&~:-_")  # separators only where the parts are labels of other cells
+BETWEEN_SPACES = r"(?<=\S) (?:[^\w\s,;|]+|and) (?=\S)"  # cat + dog, cat and dog
 FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 TRUE_TEXTS, FALSE_TEXTS = ("1", "1.0", "true"), ("0", "0.0", "false")
 # Share of the parts that also occur in another cell. From the first value on, parts are labels; below the
@@ -102,8 +104,9 @@ def several_labels(
     """Return whether cells hold several labels each, and the separator between them.
 
     "yes": there are fewer different parts than different cells, nearly every part occurs in several cells,
-    and the number of parts varies (`rust`, `scab`, `rust scab`). "no": no cell has a separator, or the parts
-    are words of names (`Granny Smith`). "maybe": in between.
+    and the number of parts varies (`rust`, `scab`, `rust scab`). Words with spaces between them may be names:
+    there a part must also be the only one of a cell. "no": no cell has a separator, or the parts are words of
+    names (`Granny Smith`). "maybe": in between.
     """
     cells = list(dict.fromkeys(text.strip() for text in texts))
     doubt: tuple[Literal["yes", "maybe", "no"], str] = ("no", separators[0])
@@ -115,26 +118,51 @@ def several_labels(
         inside = {part for found in parts if len(found) > 1 for part in found}
         recurring = sum(cells_with[part] > 1 for part in inside) / len(inside)
         varied = len({len(found) for found in parts}) > 1
-        if len(cells_with) < len(cells) and recurring >= CLEAR_SHARE and varied:
+        alone = {found[0] for found in parts if len(found) == 1}
+        no_words = separator.strip() in (",", ";", "|") or are_numbers(inside)
+        if (
+            len(cells_with) < len(cells)
+            and recurring >= CLEAR_SHARE
+            and varied
+            and (no_words or inside & alone)
+        ):
             return "yes", separator
         if len(cells_with) <= len(cells) and recurring >= DOUBTFUL_SHARE and doubt[0] == "no":
             doubt = "maybe", separator
+    if doubt[0] == "no" and separators == SEPARATORS and (mark := _other_mark(cells)):
+        return "maybe", mark
     return doubt
 
 
-def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
-    """Return the separators as these cells write them: `, ` where every comma is followed by a space.
+def _other_mark(cells: Sequence[str]) -> str | None:
+    """Return the mark that joins other cells to several of these (`cat`, `dog`, `fox`, `cat/dog`, `dog/fox`);
+    None without one.
+    """
+    known = set(cells)
+    for mark in OTHER_MARKS:
+        parts = [split_parts(cell, mark) for cell in cells if mark in cell]
+        joined = [found for found in parts if len(found) > 1]
+        if len(joined) > 1 and all(part in known for found in joined for part in found):
+            return mark
+    return None
 
-    Where another separator is written with spaces, the space alone is left out.
+
+def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
+    """Return the separators as these cells write them: `, ` where every comma is followed by a space, `||`.
+
+    Where another separator is written with spaces, the space alone is left out. Before it come marks that
+    stand between spaces (`cat + dog`).
     """
     spaced = {}
     for mark in separators:
         found = set()
         if mark.strip():
-            found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)}
+            found = {match for cell in cells for match in re.findall(rf" *(?:{re.escape(mark)})+ *", cell)}
         if found - {mark}:
             spaced[mark] = next(iter(found)) if len(found) == 1 else mark
-    return [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
+    words = [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
+    between = {match for cell in cells for match in re.findall(BETWEEN_SPACES, cell)}
+    return [*(sorted(between) if " " in words else ()), *words]
 
 
 def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> tuple[int, str]:
