@@ -601,6 +601,7 @@ def test_broken_json_that_is_not_needed_is_named(tmp_path):
             "../sample_submission.csv",
             "for_kaggle.csv",
         ),
+        *(f"{name}.csv" for name in ("sample_solution", "PredictionTemplate", "example_answers")),
     ],
 )
 def test_a_sample_of_another_name_or_place(tmp_path, name):
@@ -627,6 +628,8 @@ def test_a_sample_that_cannot_be_read_is_no_reason_to_make_columns_up(tmp_path):
     assert "sample_submission.csv.7z is not unpacked" in refusal(root)
     root = write(two_classes(tmp_path / "two"), my_submission="id,label\n8,cat\n9,dog\n")
     assert "my_submission.csv looks like the sample submission" in refusal(root)
+    (root / "my_submission.csv").rename(root / "submit.csv")
+    assert "submit.csv looks like the sample submission" in refusal(root)
     root = write(
         two_classes(tmp_path / "three"), zeros="id,label\n8,cat\n9,cat\n", ones="id,label\n8,dog\n9,dog\n"
     )

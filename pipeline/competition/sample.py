@@ -314,7 +314,7 @@ def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> No
     alike = [
         source
         for source in sources.of_role("answers")
-        if "submission" in source.name.lower() and _is_about_test(source, index)
+        if "submi" in source.name.lower() and _is_about_test(source, index)  # submission, submit
     ]
     if alike:
         path = alike[0].table.path
