@@ -25,8 +25,8 @@ from pipeline.files import write_text
 from pipeline.wording import capped, counted, numbered
 
 csv.field_size_limit(1 << 30)  # characters: masks as text are longer than the default of 131,072
-DELIMITERS = (",", ";", "\t")
-DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = (",", ";", "\t", "|")
+DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_every_cell_stays_the_text_it_was(tmp_path):
     assert table.column("label") == cells
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_dialects(tmp_path, delimiter, line_end, mark):
