@@ -241,6 +241,10 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         ),
         (GRADES, ["0.5"], {}, ["--positive-class A,B", "--metric rmse"]),
         (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
+        (["0,5", "1,5", "2,5", "3,5"] * 4, ["0,5"], {}, ["'0.5'", "--target multilabel"]),
+        (["0,5", "1,5", "2,5", "3,5"] * 4, None, {}, ["'0.5'", "--target multilabel"]),
+        (["1,500", "2,500"] * 9, ["0"], {}, ["'1.500' or '1500'", "--target multilabel"]),
+        (["['cat' 'dog']", "['cat']"] * 4, ["cat"], {}, ["no commas", "--target multiclass"]),
     ],
 )
 def test_two_readings_are_an_error_that_shows_both(texts, sample, more, flags) -> None:

@@ -1710,6 +1710,15 @@ def test_columns_that_are_called_after_the_labels(tmp_path):
     assert "'0' is 'class_0'" in said(competition) and competition.form.kind == "probabilities"
 
 
+def test_decimal_commas_are_named_as_they_are_written(tmp_path):
+    root = flat(
+        tmp_path, train='id,kg\n1,"0,25"\n2,"1,5"\n3,"2,0"\n4,3\n', sample_submission="id,kg\n8,0.0\n"
+    )
+    for asked in (Asked(), Asked("rmse")):
+        text = refusal(root, asked=asked)
+        assert "'0,25'" in text and "0.25" in text and "name another" not in text
+
+
 def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
     flat(
         tmp_path,
@@ -2055,6 +2064,8 @@ LISTS = ("['cat']", "['cat', 'dog']", "['dog']", "['fox', 'dog']")
     [
         (LISTS, "cat dog", ("cat", "dog", "fox")),
         ([text.replace("'", '"') for text in LISTS], "dog", ("cat", "dog", "fox")),
+        ([text.replace("[", "{").replace("]", "}") for text in LISTS], "dog", ("cat", "dog", "fox")),
+        (("('cat',)", "('cat', 'dog')", "('dog',)", "('fox', 'dog')"), "dog", ("cat", "dog", "fox")),
         (("[1.0]", "[1, 52]", "[52.0]", "[7, 52]"), "1 52", ("1", "7", "52")),
     ],
 )
@@ -2077,6 +2088,13 @@ def test_a_cell_that_is_no_list_of_labels_stays_a_text(tmp_path, cell):
     rows = "".join(f'{n},"{cell}"\n' if n % 2 else f"{n},['fox']\n" for n in range(1, 5))
     root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,x\n9,x\n")
     assert read_layout(root, asked=Asked("accuracy")).target.names == tuple(sorted(("['fox']", cell)))
+
+
+def test_lists_without_commas_are_no_names_with_something_around_them(tmp_path):
+    rows = "1,['cat']\n2,['cat' 'dog']\n3,['dog']\n4,['dog']\n"
+    root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,cat\n9,cat\n")
+    assert_says(refusal(root), "['cat' 'dog']", "no commas", "--target multiclass")
+    assert "['cat' 'dog']" in read_layout(root, asked=Asked(kind="multiclass")).target.names
 
 
 def test_lists_stay_texts_where_the_sample_writes_them(tmp_path):

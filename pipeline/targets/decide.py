@@ -26,6 +26,7 @@ from pipeline.targets.readings import (
     comma_advice,
     has_fraction,
     is_true,
+    look_like_lists,
     may_have_decimal_commas,
     named_after,
     number,
@@ -257,22 +258,30 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         strange = [name for name in names if number(name) is None]
         why = comma_advice(strange) if may_have_decimal_commas(strange) else ""
         raise UserError(f"{labels.where}: {strange[0]!r} is not a number{why or '; ' + contradiction(case)}")
+    if case.is_open and look_like_lists(names) and not look_like_lists(sample_cells):
+        raise case.ambiguous(
+            f"{names[0]!r} looks like a list, and is not read as one: it has no commas, or holds no labels",
+            "each text is one class: --target multiclass",
+            "several labels per image: write them with spaces between them (cat dog)",
+        )
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(
             labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS
         )
+    with_comma = next((text for text in labels.texts if "," in text), "")
+    lists = several != "no" and separator == ","
     if (
-        several != "no"
-        and case.is_open
-        and separator == ","
+        case.is_open
+        and with_comma
         and may_have_decimal_commas(labels.texts)
-        and are_numbers(sample_cells or ("0",))
+        and (lists or not has_fraction(sample_cells))
+        and (are_numbers(sample_cells or ("0",)) or may_have_decimal_commas(sample_cells))
     ):
-        example = next(text for text in labels.texts if "," in text)
+        whole = f" or {with_comma.replace(',', '')!r}" if " or " in comma_advice([with_comma]) else ""
         raise case.ambiguous(
-            f"{example!r} may be a number with a comma, or several labels",
-            f"a number: write it as {example.replace(',', '.')!r}, and --metric rmse",
+            f"{with_comma!r} may be a number with a comma, or several labels",
+            f"a number: write it as {with_comma.replace(',', '.')!r}{whole}, and --metric rmse",
             "several labels per image: --target multilabel",
         )
     if case.is_open and has_fraction(sample_cells) and may_have_decimal_commas(labels.texts):

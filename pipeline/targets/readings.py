@@ -50,6 +50,12 @@ def may_have_decimal_commas(texts: Iterable[str]) -> bool:
     return all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in texts)
 
 
+def look_like_lists(texts: Iterable[str]) -> bool:
+    """Return True when there is at least one cell and every cell has brackets around it: ['cat' 'dog']."""
+    cells = list(texts)
+    return bool(cells) and all(re.fullmatch(r"[\[({].*[\])}]", cell.strip(), re.DOTALL) for cell in cells)
+
+
 def comma_advice(texts: Iterable[str]) -> str:
     """Return how to write a number that has a comma among `texts` (1,5): the end of a message; else "".
 
