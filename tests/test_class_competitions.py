@@ -159,6 +159,16 @@ def test_several_texts_of_the_sample_that_are_no_class_are_refused(tmp_path):
     assert read_layout(tmp_path, asked=Asked(kind="multiclass")).target.names == ("cam1", "cam2")
 
 
+def test_a_class_and_another_word_are_no_two_guesses(tmp_path):
+    trees = ("Quercus/alba", "Quercus/robur", "Acer/rubrum", "Acer/nigrum")
+    touch(tmp_path, *(f"train/{tree}/{tree[0]}{tree[-2:]}{n}.jpg" for tree in trees for n in range(3)))
+    sample = "id,label\n80,Quercus alba\n90,Acer rubrum\n"
+    write(touch(tmp_path, "test/80.jpg", "test/90.jpg"), sample_submission=sample)
+    text = refusal(tmp_path)
+    assert "'Quercus alba'" in text and "--target multiclass" in text
+    assert read_layout(tmp_path, asked=Asked(kind="multiclass")).form.kind == "label"
+
+
 @pytest.mark.parametrize("names", ["2023-05-01 2023-06-01", "20230501 20230601", "2023_05 2023_06"])
 def test_folders_called_by_dates_are_no_classes(tmp_path, names):
     touch(tmp_path, *(f"train/{name}/{name}{n}.jpg" for name in names.split() for n in range(3)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Literal
 
 from pipeline.targets.target import finite_number
@@ -175,17 +176,19 @@ def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> 
     """Return how many labels a cell of the sample submission holds, and the separator.
 
     1 where each holds one. Guesses differ from names with spaces: no class name contains the separator, and a
-    part is a known class.
+    part is a known class. In different cells known and unknown parts have no places of their own, as they do
+    in `Quercus alba` and `Acer rubrum`, where Quercus and Acer are classes.
     """
     known = set(class_names)
     for separator in _as_written(sample_cells, SEPARATORS):
         if any(separator in name for name in known):
             continue
-        counts = [len(split_parts(cell, separator)) for cell in sample_cells]
-        if max(counts, default=1) > 1 and any(
-            part in known for cell in sample_cells for part in split_parts(cell, separator)
-        ):
-            return max(counts), separator
+        rows = [split_parts(cell, separator) for cell in sample_cells]
+        most = max(map(len, rows), default=1)
+        places = [{part in known for part in found if part} for found in zip_longest(*rows)]
+        names = len(set(sample_cells)) > 1 and {True} in places and {False} in places
+        if most > 1 and any(True in found for found in places) and not names:
+            return most, separator
     return 1, " "
 
 
