@@ -430,6 +430,35 @@ def test_a_study_of_several_images(tmp_path):
     assert "validation score" not in said(competition)  # it is of whole studies
 
 
+@pytest.mark.parametrize("places", ["000", "101"])
+@pytest.mark.parametrize("first", ["study", "label"])
+def test_labels_of_the_sample_that_are_names_of_slices_are_no_ids(tmp_path, places, first):
+    names = {"train": ("a", "b", "c", "d"), "test": ("y", "x", "z")}
+    touch(tmp_path, *(f"{part}/{name}/{n}.png" for part in names for name in names[part] for n in "012"))
+    write(tmp_path, train="study,label\na,0\nb,1\nc,2\nd,0\n")
+    rows = [("study", "label"), *zip(names["test"], places, strict=True)]
+    rows = rows if first == "study" else [row[::-1] for row in rows]
+    write(tmp_path, sample_submission="".join(",".join(row) + "\n" for row in rows))
+    competition = read_layout(tmp_path, asked=Asked("accuracy"))
+    assert labels(competition) == {"a": "0", "b": "1", "c": "2", "d": "0"}
+    assert competition.form.row_ids == names["test"]
+    assert all(row.path.parent.name == row.id for row in competition.test)
+
+
+@pytest.mark.parametrize("places", ["666", "363"])
+def test_labels_of_the_sample_that_are_names_of_images_are_no_ids(tmp_path, places):
+    touch(tmp_path, *(f"{part}/{n}.jpg" for part in ("train", "test") for n in (0, 3, 6)))
+    write(tmp_path, train="seen,file,kind\nq,0.jpg,3\nr,3.jpg,6\ns,6.jpg,3\n")
+    write(tmp_path, test="seen,file\nt,0.jpg\nu,3.jpg\nv,6.jpg\n")
+    rows = "".join(f"{name},{place}\n" for name, place in zip("vtu", places, strict=True))
+    competition = read_layout(write(tmp_path, sample_submission=f"seen,kind\n{rows}"))
+    assert [(row.id, row.path.name) for row in competition.test] == [
+        ("v", "6.jpg"),
+        ("t", "0.jpg"),
+        ("u", "3.jpg"),
+    ]
+
+
 def test_a_study_without_images_is_named(tmp_path):
     root = competitions.long_rows(tmp_path / "data").root
     with open(root / "train.csv", "a") as file:
