@@ -302,6 +302,21 @@ def test_a_comma_in_a_number_is_named_with_what_it_may_mean(texts, written, metr
         read_columns(["0.5 2,25 1", "0.75 2 1"], metric="rmse")
 
 
+@pytest.mark.parametrize("unit", [" kg", "%", "cm"])
+def test_a_number_with_a_unit_is_named_as_such(unit) -> None:
+    texts = [f"{number}.5{unit}" for number in range(20)]
+    message = refused(texts, ["0"], metric="rmse")
+    assert_says(message, repr(texts[0]), "unit", "as 0.5")
+    assert "name another" not in message
+    assert_says(refused(texts, ["0"]), "unit", "as 0.5")
+    assert "unit" not in refused([f"{number}x{number}" for number in range(20)], ["0"], metric="rmse")
+
+
+def test_a_class_that_may_mean_no_label_is_noted() -> None:
+    assert "'-1' is a class too" in read(["-1", "0", "1", "2"] * 5, ["0"]).notes[0]
+    assert "'-1'" not in read(["-1", "0", "1"] * 5, ["0"]).notes[0]
+
+
 def test_spaces_behind_commas_belong_to_the_commas() -> None:
     cells = ["clear sky", "haze, road", "clear sky, road", "haze", "clear sky, haze, road"]
     decision = decide(

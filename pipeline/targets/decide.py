@@ -33,6 +33,7 @@ from pipeline.targets.readings import (
     several_guesses,
     several_labels,
     split_parts,
+    unit_advice,
 )
 from pipeline.targets.several_columns import of_columns
 from pipeline.targets.target import KINDS, Target
@@ -238,6 +239,8 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
     if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
+        if "-1" in names and len(names) > 3 and min(map(float, names)) == -1:
+            note += "; '-1' is a class too: if it means no label, take its rows out of the table"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
         f"{whole} may be classes or a quantity"
@@ -256,7 +259,7 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         or (case.metric is not None and case.metric.name == "qwk")
     ):
         strange = [name for name in names if number(name) is None]
-        why = comma_advice(strange) if may_have_decimal_commas(strange) else ""
+        why = comma_advice(strange) if may_have_decimal_commas(strange) else unit_advice(strange[0])
         raise UserError(f"{labels.where}: {strange[0]!r} is not a number{why or '; ' + contradiction(case)}")
     if case.is_open and look_like_lists(names) and not look_like_lists(sample_cells):
         raise case.ambiguous(
@@ -315,7 +318,7 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
     ):
         raise case.ambiguous(
             f"all {len(names):,} rows have different texts, such as {names[0]!r}; only texts seen in "
-            "training can be predicted",
+            f"training can be predicted{unit_advice(names[0])}",
             "texts, masks or other values that are new for each image: not supported",
             "each is a class nevertheless: --target multiclass",
             "several labels per image: --target multilabel",

@@ -71,6 +71,12 @@ def comma_advice(texts: Iterable[str]) -> str:
     return advice
 
 
+def unit_advice(text: str) -> str:
+    """Return how to write a number with a unit (12 kg, 50%): the end of a message; "" for other texts."""
+    found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*([^\W\d_][^\d]*|[%°€$£])\s*", text)
+    return f"; a unit is not read: write {text!r} as {found[1]}, in each row" if found else ""
+
+
 def has_fraction(texts: Iterable[str]) -> bool:
     """Return True when some cell is a number with a fraction: 0.5, 12.37."""
     values = (number(text) for text in texts)
