@@ -53,7 +53,7 @@ def look_up(
     ):
         id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
-    if match.num_found and index.match([name]).num_found:
+    if match.num_found and index.match([name]).num_single:  # the header names an image
         table, parts, notes, trouble = _trained_rows(headerless(source.table))
         name, match = find_ids(table, index, None, groups=True)
     if parted := in_folders(table, name, match, index):
