@@ -192,6 +192,29 @@ def test_a_table_about_other_images_than_the_class_folders(tmp_path):
 # ---- classes in file names ----
 
 
+@pytest.mark.parametrize(("number", "name"), [(3, "{0}"), (12, "image")])
+def test_folders_of_one_image_each_are_no_classes(tmp_path, number, name):
+    for n in range(number):
+        folder = f"train/a{n}"
+        touch(tmp_path, f"{folder}/{name.format(f'a{n}')}.jpg", f"{folder}/label.json")
+        (tmp_path / folder / "label.json").write_text('{"label": 1}')
+    assert_says(refusal(tmp_path, need="train"), "train/", "one image", "train.csv", "image,label")
+    rows = "".join(f"a{n}/{name.format(f'a{n}')}.jpg,{n % 2}\n" for n in range(number))
+    write(tmp_path, train="image,label\n" + rows)
+    assert set(labels(read_layout(tmp_path, need="train", asked=Asked("accuracy"))).values()) == {"0", "1"}
+
+
+def test_images_to_predict_in_a_folder_called_otherwise_beside_labelled_test_classes(tmp_path):
+    touch(tmp_path, *(f"{part}/{kind}/{part}{kind}.jpg" for part in ("train", "test") for kind in ("a", "b")))
+    touch(tmp_path, "train/a/a2.jpg", "predict/1.jpg", "predict/2.jpg")
+    write(tmp_path, sample_submission="image,kind\n2.jpg,a\n1.jpg,a\n")
+    competition = read_layout(tmp_path)
+    assert [(row.id, row.path.parent.name) for row in competition.test] == [
+        ("2.jpg", "predict"),
+        ("1.jpg", "predict"),
+    ]
+
+
 def test_a_class_in_the_file_name(tmp_path):
     competition = read_layout(
         competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",))
