@@ -51,6 +51,12 @@ def test_a_column_of_folders_tells_files_of_equal_names_apart(tmp_path):
     assert [row.id for row in competition.test] == ids
 
 
+def test_a_first_line_of_data_counts_where_several_images_have_its_name(tmp_path):
+    seen = cameras(tmp_path, "train", range(6))
+    write(touch(tmp_path, "test/80.jpg"), train="".join(f"{f},{c},{label(n)}\n" for f, c, n in seen))
+    assert len(read_layout(tmp_path, label_column="column 3").train) == len(seen)
+
+
 def test_folders_are_no_classes_where_a_table_about_their_files_holds_the_labels(tmp_path):
     seen = cameras(tmp_path, "train", range(6))
     write(touch(tmp_path, "test/80.jpg"), sample_submission="id,label\n80,cat\n")
