@@ -25,8 +25,9 @@ from pipeline.files import write_text
 from pipeline.wording import capped, counted, numbered
 
 csv.field_size_limit(1 << 30)  # characters: masks as text are longer than the default of 131,072
-DELIMITERS = (",", ";", "\t")
-DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = (",", ";", "\t", "|")
+EMPTY_COLUMNS = "columns without a name and without cells ignored"  # as spreadsheets write them
+DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ class Table:
 def load_table(path: Path) -> Table:
     """Return the table in a CSV file.
 
-    Cells may be separated by `,` `;` or tabs and may be quoted; any line ends; UTF-8 with or without a byte
-    order mark. A first column without a name that only numbers the rows (a pandas index) is ignored, with a
-    note. A `.gz`, or a `.zip` with one file, is unpacked.
+    Cells may be separated by `,` `;` `|` or tabs and may be quoted; any line ends; UTF-8 with or without a
+    byte order mark. A first column without a name that only numbers the rows (a pandas index) is ignored,
+    with a note; so are columns without a name and without cells. A `.gz`, or a `.zip` with one file, is
+    unpacked.
 
     Raises:
         UserError: lists every problem with row numbers: not UTF-8, NUL bytes, broken quotes, rows with
@@ -80,10 +82,13 @@ def load_table(path: Path) -> Table:
         problems.append("it is empty: a header row is needed")
     else:
         problems += _width_problems(rows, lines, delimiter)
+        if not problems and not broken_quote and (filled := _filled(rows)) != list(range(len(rows[0]))):
+            rows = [[row[place] for place in filled] for row in rows]
+            notes = (EMPTY_COLUMNS,)
         if not problems and not broken_quote and _has_index(rows):
             numbering = {line: row[0] for line, row in zip(lines[1:], rows[1:], strict=True)}
             rows = [row[1:] for row in rows]
-            notes = ("an unnamed column that numbers the rows (a pandas index) ignored",)
+            notes += ("an unnamed column that numbers the rows (a pandas index) ignored",)
         problems += _header_problems(rows[0])
     if broken_quote:
         problems.append(broken_quote)
@@ -122,6 +127,17 @@ def numbers_the_rows(cells: Sequence[str]) -> bool:
 def are_whole_numbers(cells: Sequence[str]) -> bool:
     """Return True if every cell holds digits alone: numbers, which may equal names of images by chance."""
     return all(cell.strip().isdecimal() for cell in cells)
+
+
+def _filled(rows: list[list[str]]) -> list[int]:
+    """Return the places of the columns that have a name or a cell.
+
+    All are kept in a table without rows, and beside a column of cells without a name, which is refused.
+    """
+    places = list(range(len(rows[0])))
+    unnamed = [place for place in places if not rows[0][place].strip()] if len(rows) > 1 else []
+    empty = [place for place in unnamed if not any(row[place].strip() for row in rows)]
+    return [place for place in places if place not in empty] if set(unnamed) <= {0, *empty} else places
 
 
 def _has_index(rows: list[list[str]]) -> bool:

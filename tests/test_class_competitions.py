@@ -51,6 +51,12 @@ def test_a_column_of_folders_tells_files_of_equal_names_apart(tmp_path):
     assert [row.id for row in competition.test] == ids
 
 
+def test_a_first_line_of_data_counts_where_several_images_have_its_name(tmp_path):
+    seen = cameras(tmp_path, "train", range(6))
+    write(touch(tmp_path, "test/80.jpg"), train="".join(f"{f},{c},{label(n)}\n" for f, c, n in seen))
+    assert len(read_layout(tmp_path, label_column="column 3").train) == len(seen)
+
+
 def test_folders_are_no_classes_where_a_table_about_their_files_holds_the_labels(tmp_path):
     seen = cameras(tmp_path, "train", range(6))
     write(touch(tmp_path, "test/80.jpg"), sample_submission="id,label\n80,cat\n")
@@ -157,6 +163,16 @@ def test_several_texts_of_the_sample_that_are_no_class_are_refused(tmp_path):
     text = refusal(tmp_path)
     assert "'cat', 'dog'" in text and "'cam1', 'cam2'" in text and "--target multiclass" in text
     assert read_layout(tmp_path, asked=Asked(kind="multiclass")).target.names == ("cam1", "cam2")
+
+
+def test_a_class_and_another_word_are_no_two_guesses(tmp_path):
+    trees = ("Quercus/alba", "Quercus/robur", "Acer/rubrum", "Acer/nigrum")
+    touch(tmp_path, *(f"train/{tree}/{tree[0]}{tree[-2:]}{n}.jpg" for tree in trees for n in range(3)))
+    sample = "id,label\n80,Quercus alba\n90,Acer rubrum\n"
+    write(touch(tmp_path, "test/80.jpg", "test/90.jpg"), sample_submission=sample)
+    text = refusal(tmp_path)
+    assert "'Quercus alba'" in text and "--target multiclass" in text
+    assert read_layout(tmp_path, asked=Asked(kind="multiclass")).form.kind == "label"
 
 
 @pytest.mark.parametrize("names", ["2023-05-01 2023-06-01", "20230501 20230601", "2023_05 2023_06"])

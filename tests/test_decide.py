@@ -241,6 +241,10 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         ),
         (GRADES, ["0.5"], {}, ["--positive-class A,B", "--metric rmse"]),
         (["1,3", "2,1", "0", "1,1", "3,2"] * 4, ["0"], {}, ["'1.3'", "--target multilabel"]),
+        (["0,5", "1,5", "2,5", "3,5"] * 4, ["0,5"], {}, ["'0.5'", "--target multilabel"]),
+        (["0,5", "1,5", "2,5", "3,5"] * 4, None, {}, ["'0.5'", "--target multilabel"]),
+        (["1,500", "2,500"] * 9, ["0"], {}, ["'1.500' or '1500'", "--target multilabel"]),
+        (["['cat' 'dog']", "['cat']"] * 4, ["cat"], {}, ["no commas", "--target multiclass"]),
     ],
 )
 def test_two_readings_are_an_error_that_shows_both(texts, sample, more, flags) -> None:
@@ -298,12 +302,53 @@ def test_a_comma_in_a_number_is_named_with_what_it_may_mean(texts, written, metr
         read_columns(["0.5 2,25 1", "0.75 2 1"], metric="rmse")
 
 
+@pytest.mark.parametrize("unit", [" kg", "%", "cm"])
+def test_a_number_with_a_unit_is_named_as_such(unit) -> None:
+    texts = [f"{number}.5{unit}" for number in range(20)]
+    message = refused(texts, ["0"], metric="rmse")
+    assert_says(message, repr(texts[0]), "unit", "as 0.5")
+    assert "name another" not in message
+    assert_says(refused(texts, ["0"]), "unit", "as 0.5")
+    assert "unit" not in refused([f"{number}x{number}" for number in range(20)], ["0"], metric="rmse")
+
+
+def test_a_class_that_may_mean_no_label_is_noted() -> None:
+    assert "'-1' is a class too" in read(["-1", "0", "1", "2"] * 5, ["0"]).notes[0]
+    assert "'-1'" not in read(["-1", "0", "1"] * 5, ["0"]).notes[0]
+
+
 def test_spaces_behind_commas_belong_to_the_commas() -> None:
     cells = ["clear sky", "haze, road", "clear sky, road", "haze", "clear sky, haze, road"]
     decision = decide(
         LabelEvidence("table", "train.csv, column 'tags'", texts=tuple(cells), column="tags"), None
     )
     assert decision.target.names == ("clear sky", "haze", "road") and decision.labels[2] == "clear sky, road"
+
+
+PLANTS = ("Tomato", "Potato", "Apple", "Grape", "Corn")
+
+
+@pytest.mark.parametrize("between", [" ", " - "])
+def test_names_that_share_words_are_not_taken_for_several_labels(between) -> None:
+    names = [f"{plant}{between}{state}" for plant in PLANTS for state in ("healthy", "Late blight")]
+    assert_says(refused(names * 3, names[:2]), repr(names[0]), "--target multiclass", "--target multilabel")
+    assert set(read(names * 3, names[:2], kind="multiclass").target.names) == set(names)
+
+
+@pytest.mark.parametrize("between", [" + ", " & ", " / ", " and ", "||"])
+def test_a_mark_between_labels_is_no_label(between) -> None:
+    texts = ["cat", "dog", "fox", "cat+dog", "dog+fox", "cat+dog+fox"] * 4
+    decision = read([text.replace("+", between) for text in texts], ["cat"])
+    assert decision.target.names == ("cat", "dog", "fox") and decision.target.separator == between
+    assert decision.labels[5] == f"cat{between}dog{between}fox"
+
+
+@pytest.mark.parametrize("between", ["/", "+", "\n", "_"])
+def test_labels_that_others_join_are_two_readings(between) -> None:
+    texts = ["cat", "dog", "fox", f"cat{between}dog", f"dog{between}fox"] * 4
+    assert_says(refused(texts, ["cat"]), repr(texts[3]), "--target multiclass", "--target multilabel")
+    assert read(texts, ["cat"], kind="multilabel").target.names == ("cat", "dog", "fox")
+    assert read(texts[:4] * 5, ["cat"]).target.kind == "multiclass"  # one such name says little
 
 
 def test_several_labels_keep_the_rows_without_any() -> None:

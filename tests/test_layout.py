@@ -549,6 +549,8 @@ def test_spaces_around_labels_are_removed_and_noted(tmp_path):
 def test_classes_that_look_alike_are_noted(tmp_path):
     make(table_kind(tmp_path, train="id,label\n1,cat\n2,Cat\n"))
     assert_says(said(read_layout(tmp_path)), "look alike", "'Cat', 'cat'")
+    make(table_kind(tmp_path, train="id,label\n1,big cat\n2,big\u00a0ca\u200bt\n"))
+    assert_says(said(read_layout(tmp_path)), "look alike", "'big cat'", "\\u200b")
 
 
 def test_a_single_label(tmp_path):

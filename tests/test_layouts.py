@@ -192,6 +192,29 @@ def test_a_table_about_other_images_than_the_class_folders(tmp_path):
 # ---- classes in file names ----
 
 
+@pytest.mark.parametrize(("number", "name"), [(3, "{0}"), (12, "image")])
+def test_folders_of_one_image_each_are_no_classes(tmp_path, number, name):
+    for n in range(number):
+        folder = f"train/a{n}"
+        touch(tmp_path, f"{folder}/{name.format(f'a{n}')}.jpg", f"{folder}/label.json")
+        (tmp_path / folder / "label.json").write_text('{"label": 1}')
+    assert_says(refusal(tmp_path, need="train"), "train/", "one image", "train.csv", "image,label")
+    rows = "".join(f"a{n}/{name.format(f'a{n}')}.jpg,{n % 2}\n" for n in range(number))
+    write(tmp_path, train="image,label\n" + rows)
+    assert set(labels(read_layout(tmp_path, need="train", asked=Asked("accuracy"))).values()) == {"0", "1"}
+
+
+def test_images_to_predict_in_a_folder_called_otherwise_beside_labelled_test_classes(tmp_path):
+    touch(tmp_path, *(f"{part}/{kind}/{part}{kind}.jpg" for part in ("train", "test") for kind in ("a", "b")))
+    touch(tmp_path, "train/a/a2.jpg", "predict/1.jpg", "predict/2.jpg")
+    write(tmp_path, sample_submission="image,kind\n2.jpg,a\n1.jpg,a\n")
+    competition = read_layout(tmp_path)
+    assert [(row.id, row.path.parent.name) for row in competition.test] == [
+        ("2.jpg", "predict"),
+        ("1.jpg", "predict"),
+    ]
+
+
 def test_a_class_in_the_file_name(tmp_path):
     competition = read_layout(
         competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",))
@@ -430,6 +453,35 @@ def test_a_study_of_several_images(tmp_path):
     assert "validation score" not in said(competition)  # it is of whole studies
 
 
+@pytest.mark.parametrize("places", ["000", "101"])
+@pytest.mark.parametrize("first", ["study", "label"])
+def test_labels_of_the_sample_that_are_names_of_slices_are_no_ids(tmp_path, places, first):
+    names = {"train": ("a", "b", "c", "d"), "test": ("y", "x", "z")}
+    touch(tmp_path, *(f"{part}/{name}/{n}.png" for part in names for name in names[part] for n in "012"))
+    write(tmp_path, train="study,label\na,0\nb,1\nc,2\nd,0\n")
+    rows = [("study", "label"), *zip(names["test"], places, strict=True)]
+    rows = rows if first == "study" else [row[::-1] for row in rows]
+    write(tmp_path, sample_submission="".join(",".join(row) + "\n" for row in rows))
+    competition = read_layout(tmp_path, asked=Asked("accuracy"))
+    assert labels(competition) == {"a": "0", "b": "1", "c": "2", "d": "0"}
+    assert competition.form.row_ids == names["test"]
+    assert all(row.path.parent.name == row.id for row in competition.test)
+
+
+@pytest.mark.parametrize("places", ["666", "363"])
+def test_labels_of_the_sample_that_are_names_of_images_are_no_ids(tmp_path, places):
+    touch(tmp_path, *(f"{part}/{n}.jpg" for part in ("train", "test") for n in (0, 3, 6)))
+    write(tmp_path, train="seen,file,kind\nq,0.jpg,3\nr,3.jpg,6\ns,6.jpg,3\n")
+    write(tmp_path, test="seen,file\nt,0.jpg\nu,3.jpg\nv,6.jpg\n")
+    rows = "".join(f"{name},{place}\n" for name, place in zip("vtu", places, strict=True))
+    competition = read_layout(write(tmp_path, sample_submission=f"seen,kind\n{rows}"))
+    assert [(row.id, row.path.name) for row in competition.test] == [
+        ("v", "6.jpg"),
+        ("t", "0.jpg"),
+        ("u", "3.jpg"),
+    ]
+
+
 def test_a_study_without_images_is_named(tmp_path):
     root = competitions.long_rows(tmp_path / "data").root
     with open(root / "train.csv", "a") as file:
@@ -601,6 +653,7 @@ def test_broken_json_that_is_not_needed_is_named(tmp_path):
             "../sample_submission.csv",
             "for_kaggle.csv",
         ),
+        *(f"{name}.csv" for name in ("sample_solution", "PredictionTemplate", "example_answers")),
     ],
 )
 def test_a_sample_of_another_name_or_place(tmp_path, name):
@@ -627,6 +680,8 @@ def test_a_sample_that_cannot_be_read_is_no_reason_to_make_columns_up(tmp_path):
     assert "sample_submission.csv.7z is not unpacked" in refusal(root)
     root = write(two_classes(tmp_path / "two"), my_submission="id,label\n8,cat\n9,dog\n")
     assert "my_submission.csv looks like the sample submission" in refusal(root)
+    (root / "my_submission.csv").rename(root / "submit.csv")
+    assert "submit.csv looks like the sample submission" in refusal(root)
     root = write(
         two_classes(tmp_path / "three"), zeros="id,label\n8,cat\n9,cat\n", ones="id,label\n8,dog\n9,dog\n"
     )
@@ -1768,6 +1823,15 @@ def test_columns_that_are_called_after_the_labels(tmp_path):
     assert "'0' is 'class_0'" in said(competition) and competition.form.kind == "probabilities"
 
 
+def test_decimal_commas_are_named_as_they_are_written(tmp_path):
+    root = flat(
+        tmp_path, train='id,kg\n1,"0,25"\n2,"1,5"\n3,"2,0"\n4,3\n', sample_submission="id,kg\n8,0.0\n"
+    )
+    for asked in (Asked(), Asked("rmse")):
+        text = refusal(root, asked=asked)
+        assert "'0,25'" in text and "0.25" in text and "name another" not in text
+
+
 def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
     flat(
         tmp_path,
@@ -2113,6 +2177,8 @@ LISTS = ("['cat']", "['cat', 'dog']", "['dog']", "['fox', 'dog']")
     [
         (LISTS, "cat dog", ("cat", "dog", "fox")),
         ([text.replace("'", '"') for text in LISTS], "dog", ("cat", "dog", "fox")),
+        ([text.replace("[", "{").replace("]", "}") for text in LISTS], "dog", ("cat", "dog", "fox")),
+        (("('cat',)", "('cat', 'dog')", "('dog',)", "('fox', 'dog')"), "dog", ("cat", "dog", "fox")),
         (("[1.0]", "[1, 52]", "[52.0]", "[7, 52]"), "1 52", ("1", "7", "52")),
     ],
 )
@@ -2135,6 +2201,13 @@ def test_a_cell_that_is_no_list_of_labels_stays_a_text(tmp_path, cell):
     rows = "".join(f'{n},"{cell}"\n' if n % 2 else f"{n},['fox']\n" for n in range(1, 5))
     root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,x\n9,x\n")
     assert read_layout(root, asked=Asked("accuracy")).target.names == tuple(sorted(("['fox']", cell)))
+
+
+def test_lists_without_commas_are_no_names_with_something_around_them(tmp_path):
+    rows = "1,['cat']\n2,['cat' 'dog']\n3,['dog']\n4,['dog']\n"
+    root = flat(tmp_path, train=f"id,labels\n{rows}", sample_submission="id,labels\n8,cat\n9,cat\n")
+    assert_says(refusal(root), "['cat' 'dog']", "no commas", "--target multiclass")
+    assert "['cat' 'dog']" in read_layout(root, asked=Asked(kind="multiclass")).target.names
 
 
 def test_lists_stay_texts_where_the_sample_writes_them(tmp_path):

@@ -42,6 +42,17 @@ def test_a_label_column_of_folders_of_patients_is_taken(tmp_path):
     assert labels(competition) == {"s1": "1", "s2": "0", "s3": "1", "s4": "0"}
 
 
+def test_numbered_patients_are_no_classes_called_by_numbers_too(tmp_path):
+    grades = {"1": "3", "2": "1", "3": "1", "4": "2", "5": "3", "6": "2"}
+    touch(tmp_path, *(f"train/{name}/{n}.png" for name in grades for n in "12"))
+    touch(tmp_path, *(f"test/{name}/{n}.png" for name in "978" for n in "12"))
+    write(tmp_path, train="patient,grade\n" + "".join(f"{name},{grades[name]}\n" for name in grades))
+    write(tmp_path, sample_submission="patient,grade\n9,1\n7,1\n8,1\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == grades and len(competition.train) == 12
+    assert [row.id for row in competition.test] == list("997788")
+
+
 @pytest.mark.parametrize("column", ["id", "folder", "class_name"])
 def test_a_table_about_classes_leaves_their_folders_classes(tmp_path, column):
     studies(tmp_path, column, "class_info", "mammal,0", "kingdom,count")

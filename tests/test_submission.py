@@ -161,6 +161,7 @@ def test_a_file_that_is_ready(tmp_path):
             "\ufeffid,label\na,cat\nb,dog\nc,cat\n",
             ["it begins with a byte order mark (Excel writes it): save it as plain UTF-8"],
         ),
+        ("id,label,\na,cat,\nb,dog,\nc,cat,\n", ["it has columns without a name and without cells"]),
         ("", ["it is empty"]),
         (b"id,label\na,caf\xe9\nb,dog\nc,cat\n", ["not UTF-8 in row 2"]),
     ],

@@ -46,7 +46,7 @@ def test_every_cell_stays_the_text_it_was(tmp_path):
     assert table.column("label") == cells
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_dialects(tmp_path, delimiter, line_end, mark):
@@ -111,6 +111,14 @@ def test_a_pandas_index_is_left_out_with_a_note(tmp_path, first):
 def test_an_unnamed_column_that_does_not_number_the_rows_is_refused(tmp_path):
     assert "index=False" in refusal(tmp_path, ",id,label\n5,1,a\n3,2,b\n")
     assert "index=False" in refusal(tmp_path, "id,,label\n5,0,a\n3,1,b\n")
+
+
+def test_columns_without_name_and_cells_are_left_out_with_a_note(tmp_path):
+    table = load_table(save(tmp_path, "id,label,,\n7,a,,\n9,, ,\n"))
+    assert (table.columns, table.cells) == (("id", "label"), (("7", "a"), ("9", "")))
+    assert "without a name" in table.notes[0]
+    assert load_table(save(tmp_path, ";;id\n0;;7\n1;;9\n")).cells == (("7",), ("9",))
+    assert "columns 3, 4 have no name" in refusal(tmp_path, "id,label,,\n7,a,,x\n")
 
 
 def test_packed_tables_are_read_directly(tmp_path):

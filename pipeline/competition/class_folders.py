@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
-from pipeline.competition.id_styles import file_name, short_ids, without_suffix
+from pipeline.competition.id_styles import file_name, short_ids, stem, without_suffix
 from pipeline.competition.ids import adds_a_word
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.parts import words_of
 from pipeline.competition.spelling import class_name
+from pipeline.errors import UserError
 from pipeline.targets.evidence import LabelEvidence
 from pipeline.wording import counted, listed, quoted
 
@@ -38,6 +39,7 @@ VERSIONS = KINDS | _words(
 PHOTOS = _words("image images img imgs photo photos")  # beside folders of masks with the same files
 # with a number: parts of one download
 SHARES = _words("part parts chunk shard batch archive images imgs fold")
+MANY_SINGLE = 10  # so many folders of one image each are no classes
 NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
 
 
@@ -338,9 +340,19 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
     """Label every image by the name of its class folder.
 
     Raises:
-        UserError: the folders hold archives that are not unpacked, or broken links.
+        UserError: the folders hold archives that are not unpacked, or broken links; or each holds one image,
+            so that they are no classes.
     """
     base = classes.base
+    single = all(len(group) == 1 for group in classes.groups.values()) and not classes.held
+    own = all(stem(group[0]) == name for name, group in classes.groups.items())
+    if single and (own or len(classes.groups) >= MANY_SINGLE):
+        shown = quoted([group[0] for group in classes.groups.values()][:2])
+        raise UserError(
+            f"{folder.root}: each folder in {classes.where} holds one image, such as {shown}: these are no "
+            "classes; write the labels into train.csv with the columns image,label (a file name or path, and "
+            "its label)"
+        )
     every = (*classes.groups.values(), *classes.held.values())
     tops = sorted({image.split("/")[0] for group in every for image in group})
     check_whole(folder, tops)

@@ -79,6 +79,21 @@ def find_ids(
     return best[0], match
 
 
+def find_sample_ids(table: Table, index: ImageIndex, groups: bool = False) -> tuple[str, Match]:
+    """Return the id column of a sample submission and its match, as `find_ids`.
+
+    Ids do not repeat. A column that does, without the name of an id, holds labels, whose numbers may equal
+    names of images (`0` in each row, `0.png` in each folder); it counts only if there is no other.
+    """
+    labels = [name for name in table.columns if repeats(table, name) and not is_id_name(name)]
+    return find_ids(table, index, groups=groups, labels=labels)
+
+
+def repeats(table: Table, name: str) -> bool:
+    """Return True if a cell of the column occurs twice."""
+    return len(set(table.column(name))) < len(table.cells)
+
+
 def _views(
     table: Table, index: ImageIndex, names: Sequence[str], probes: Sequence[Match]
 ) -> tuple[str, Match] | None:

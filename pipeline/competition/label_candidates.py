@@ -10,7 +10,7 @@ from shlex import quote
 from pipeline.competition.class_folders import ClassFolders
 from pipeline.competition.folder_columns import in_folders
 from pipeline.competition.folders import hide_command, mv_command, plain_name
-from pipeline.competition.id_columns import find_ids, without_id_name
+from pipeline.competition.id_columns import find_ids, is_id_name, without_id_name
 from pipeline.competition.id_styles import FOLDERS, LINKED, SEVERAL_EACH, file_name
 from pipeline.competition.ids import ImageIndex, Match, link_advice, settled
 from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
@@ -53,7 +53,8 @@ def look_up(
     ):
         id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
-    if match.num_found and index.match([name]).num_found:
+    named = index.match([name])  # `image` may be the name of all images
+    if match.num_found and named.num_found and (named.num_single or not is_id_name(name)):
         table, parts, notes, trouble = _trained_rows(headerless(source.table))
         name, match = find_ids(table, index, None, groups=True)
     if parted := in_folders(table, name, match, index):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from shlex import quote
 
 from pipeline.competition.class_folders import (
     ClassFolders,
@@ -22,7 +23,7 @@ from pipeline.competition.folders import (
     plain_name,
     suffix_of,
 )
-from pipeline.competition.id_styles import LINKED, SEVERAL_EACH
+from pipeline.competition.id_styles import FOLDERS, LINKED, SEVERAL_EACH
 from pipeline.competition.ids import ImageIndex, link_advice
 from pipeline.competition.label_candidates import (
     COVERS,
@@ -350,10 +351,12 @@ def _from_table(
 def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) -> None:
     """Raise if class folders and table give an image different labels.
 
-    Folders without any label name are no classes.
+    Folders without any label name are no classes, nor are those that are called as the ids of the table.
     """
     texts = labelled.evidence.texts if labelled.evidence else ()
-    if not classes.plausible:
+    ids = {cell.strip() for cell in found.table.column(found.id_column)}
+    of_ids = found.match.style is FOLDERS and len(ids & set(classes.groups)) * 2 > len(classes.groups)
+    if not classes.plausible or of_ids:
         return
     class_of = {image: name for name, group in classes.groups.items() for image in group}
     if not texts or not set(texts) & set(classes.groups):
@@ -367,9 +370,9 @@ def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) ->
         if class_of.get(image, label) != label
     ]
     if differing:
-        settle = (
-            f"to take the table, set {LABEL_FLAG}; to take the folders: {mv_command(found.source.table.path)}"
-        )
+        column = labelled.evidence.column if labelled.evidence else ""
+        flag = LABEL_FLAG.replace("NAME", quote(column)) if column else LABEL_FLAG
+        settle = f"to take the table: {flag}; to take the folders: {mv_command(found.source.table.path)}"
         heading = f"class folders and {found.name} disagree on {counted(len(differing), 'image')} ({settle}):"
         raise_all(differing[:MAX_NAMED], f"{found.source.table.path.parent}: {heading}")
     labelled.notes.append(f"class folders in {classes.where} agree")

@@ -14,7 +14,7 @@ from pipeline.competition import corrections, groups
 from pipeline.competition.class_tables import translated
 from pipeline.competition.facts import own_files, read_facts
 from pipeline.competition.folders import DataFolder, look, natural_key
-from pipeline.competition.id_columns import find_ids, without_numbering
+from pipeline.competition.id_columns import find_sample_ids, repeats, without_numbering
 from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
@@ -274,11 +274,12 @@ def read_for_run(
 def _sample_id(sample: Source, test_index: ImageIndex, folder: DataFolder) -> str:
     """Return the id column of the sample submission, found before the labels are read."""
     for index in (test_index, ImageIndex(folder, folder.of_part("train", "val", ""))):
-        name, match = find_ids(sample.table, index)
+        name, match = find_sample_ids(sample.table, index)
         if match.num_found:
             refuse_headerless(sample.table, name, index)
             return name
-    return sample.table.columns[0]
+    columns = sample.table.columns
+    return next((name for name in columns if not repeats(sample.table, name)), columns[0])
 
 
 def _labelled(

@@ -192,13 +192,14 @@ def _without_denied(found: Found, column: str) -> Found:
 
 
 def lists_read(found: Found, column: str, wanted: Wanted) -> Found:
-    """Replace label cells that are lists of Python or JSON (`['cat', 'dog']`, `[52.0]`) by their labels.
+    """Replace label cells that are lists of Python or JSON (`['cat', 'dog']`, `[52.0]`), or tuples or sets,
+    by their labels.
 
     The table is unchanged if a cell is no such list, or if the sample submission writes lists too.
     """
     cells = found.table.column(column)
     read = {cell: _labels_of_list(cell) for cell in set(cells)}
-    if None in read.values() or any(value.startswith("[") for value in wanted.values):
+    if None in read.values() or any(value.startswith(("[", "(", "{")) for value in wanted.values):
         return found
     place = found.table.columns.index(column)
     rows = tuple(
@@ -209,13 +210,16 @@ def lists_read(found: Found, column: str, wanted: Wanted) -> Found:
 
 
 def _labels_of_list(cell: str) -> list[str] | None:
-    """Return the texts and whole numbers of a list; None for any other cell."""
-    if not re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) or re.search(r"['\"]\s+['\"]", cell):
+    """Return the texts and whole numbers of a list, tuple or set; None for any other cell."""
+    if not re.fullmatch(r"\s*[\[({].*[\])}]\s*", cell, re.DOTALL) or re.search(r"['\"]\s+['\"]", cell):
         return None  # without commas Python would join two texts
     try:
         items = ast.literal_eval(cell.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
+    if not isinstance(items, list | tuple | set):
+        return None
+    items = sorted(items, key=str) if isinstance(items, set) else items
     labels = [str(int(item)) if isinstance(item, float) and item.is_integer() else item for item in items]
     labels = [str(label) if isinstance(label, int) else label for label in labels]
     return labels if all(isinstance(label, str) and label.strip() for label in labels) else None

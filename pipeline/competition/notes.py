@@ -55,10 +55,11 @@ def train_notes(
     if left:
         notes.append(f"{counted(left, 'image')} without a label, not used")
     if target and target.kind == "multiclass":
-        folded = Counter(composed(name).casefold() for name in target.names)
-        alike = [name for name in target.names if folded[composed(name).casefold()] > 1]
+        folded = Counter(map(_as_seen, target.names))
+        alike = [name for name in target.names if folded[_as_seen(name)] > 1]
         if alike:
-            notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
+            what = "case, the way accents are stored, characters without ink"
+            notes.append(f"classes that look alike ({what}): {quoted(alike)}")
     if endings := _endings_of_each(labelled.images):  # the last note, because it ends with a command
         notes.append(
             f"each id has the images {listed([f'..._{name}' for name in endings])}: each is predicted alone, "
@@ -66,6 +67,12 @@ def train_notes(
             + _how_to_join(folder.root, endings)
         )
     return lines + (["train: " + "; ".join(notes)] if notes else [])
+
+
+def _as_seen(name: str) -> str:
+    """Return a name without case and characters that cannot be seen; spaces of any kind are one space."""
+    seen = re.sub(r"[\u200b-\u200f\u2060\ufeff\xad]", "", composed(name).casefold())
+    return " ".join(seen.split())
 
 
 def _endings_of_each(images: Sequence[Sequence[str]]) -> list[str]:

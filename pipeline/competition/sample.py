@@ -15,7 +15,7 @@ from pipeline.competition.folders import (
     suffix_of,
     unpack_command,
 )
-from pipeline.competition.id_columns import find_ids
+from pipeline.competition.id_columns import find_sample_ids
 from pipeline.competition.id_styles import file_name
 from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import FIRST, Wanted, is_number
@@ -235,7 +235,7 @@ def _share(table: Table, index: ImageIndex) -> float:
     """Return the share of a table's rows with a test image."""
     if not index.images or not table.cells:
         return 0.0
-    _, match = find_ids(table, index, groups=True)
+    _, match = find_sample_ids(table, index, groups=True)
     return match.num_found / len(match.images)
 
 
@@ -279,7 +279,7 @@ def _one_of_alike(found: Sequence[Source], index: ImageIndex) -> list[Source]:
     The one with the most different values is taken, with a note. Other tables are returned unchanged.
     """
     ids = {
-        (source.table.columns, tuple(source.table.column(find_ids(source.table, index)[0])))
+        (source.table.columns, tuple(source.table.column(find_sample_ids(source.table, index)[0])))
         for source in found
     }
     values = [cell for source in found for row in source.table.cells for cell in row[1:]]
@@ -296,7 +296,7 @@ def _is_about_test(source: Source, index: ImageIndex) -> bool:
     if len(table.columns) < 2 or not table.cells or not index.images:
         return False
     try:
-        _, match = find_ids(table, index)
+        _, match = find_sample_ids(table, index)
     except UserError:
         return False
     return match.num_unique >= FITS * len(table.cells) and match.num_unique >= FITS * len(index.images)
@@ -314,7 +314,7 @@ def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> No
     alike = [
         source
         for source in sources.of_role("answers")
-        if "submission" in source.name.lower() and _is_about_test(source, index)
+        if "submi" in source.name.lower() and _is_about_test(source, index)  # submission, submit
     ]
     if alike:
         path = alike[0].table.path

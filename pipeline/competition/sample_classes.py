@@ -47,7 +47,7 @@ def check_classes(
     values = Counter(cells[0].strip() for cells in sample.cells)
     unknown = [value for value in values if value and value not in known]
     right = sum(count for value, count in values.items() if value in known)
-    if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in one cell
+    if not unknown:
         return []
     if are_numbers(unknown) and not right and not are_numbers(target.names) and asked.kind != target.kind:
         raise _number_of_class(sample, target.names, path)

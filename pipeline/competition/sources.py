@@ -68,11 +68,12 @@ def role_of(name: str) -> str:
 
 def is_sample_name(name: str) -> bool:
     """Return True for the spellings of `sample_submission.csv`: `SubmissionFormat.csv`,
-    `kaggle_sample_submission_v2 (1).csv`.
+    `kaggle_sample_submission_v2 (1).csv`, `solution_template.csv`.
     """
     plain = plain_name(Path(name).name)
     about = any(word in plain for word in ("sample", "example", "format", "template"))
-    return about and "sub" in plain.replace("subset", "").replace("subject", "")
+    plain = plain.replace("subset", "").replace("subject", "").replace("resolution", "")
+    return about and any(word in plain for word in ("sub", "solution", "prediction", "answer"))
 
 
 def read_sources(folder: DataFolder, skip: Sequence[str] = ()) -> Sources:

@@ -13,7 +13,15 @@ from dataclasses import replace
 from pipeline.competition.folders import plain_name
 from pipeline.competition.id_styles import composed
 from pipeline.targets.evidence import LabelEvidence
-from pipeline.targets.readings import are_flags, are_numbers, as_words, has_fraction, is_true, number
+from pipeline.targets.readings import (
+    are_flags,
+    are_numbers,
+    as_words,
+    has_fraction,
+    is_true,
+    may_have_decimal_commas,
+    number,
+)
 
 BETWEEN = r"[\s,;|]+"  # the parts of a cell with several labels
 WHOLE = r"(?<![\w.+-])([+-]?)0*(\d+)(?:\.0*)?(?![\w.])"  # 7, 7.0, 07
@@ -46,7 +54,8 @@ def spelled_as(evidence: LabelEvidence, asked: Iterable[str]) -> tuple[LabelEvid
     if are_flags(names) and are_flags(wanted) and not are_numbers(wanted):
         words = as_words(min(wanted))
         ways += [lambda text: words[is_true(text)]]
-    if numbers and not has_fraction(parts):
+    decimal_commas = any("," in name for name in names) and may_have_decimal_commas(names)
+    if numbers and not has_fraction(parts) and not decimal_commas:
         ways += [as_whole, _with_zero]
     for way in ways:
         called = {name: way(name) for name in names}
@@ -98,8 +107,10 @@ def without_affixes(evidence: LabelEvidence, asked: Collection[str]) -> tuple[La
     ways = [{name: re.sub(r"^\d+[\W_]+", "", name) for name in names}]
     for before, found, behind in (name.partition(text) for name in sorted(names)):
         begins, ends = re.fullmatch(r"(.*[\W_])?", before), re.fullmatch(r"([\W_].*)?", behind)
+        of_list = re.search(r"""['"\[\]{}]""", before + behind)  # ['cat'] may hold several labels
         if (
             found
+            and not of_list
             and begins
             and ends
             and all(name.startswith(before) and name.endswith(behind) for name in names)

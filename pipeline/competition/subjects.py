@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.competition.folder_columns import in_folders
-from pipeline.competition.id_columns import NEARLY, find_ids, is_id_name
+from pipeline.competition.id_columns import NEARLY, find_sample_ids, is_id_name, repeats
 from pipeline.competition.id_styles import SEVERAL_EACH, file_name, without_suffix
 from pipeline.competition.ids import ImageIndex, Match, settled
 from pipeline.competition.sources import Source
@@ -47,7 +47,7 @@ def resolve(
     Raises:
         UserError: two columns name different images.
     """
-    name, match = find_ids(table, index)
+    name, match = find_sample_ids(table, index)
     ids = [cell.strip() for cell in table.column(name)]
     match, note = settled(match, index.part_of)
     direct = Resolved(name, match.images, f"ids are {match.style.says}{'; ' if note else ''}{note}", match)
@@ -61,7 +61,8 @@ def resolve(
         if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
             return Resolved(name, linked.images, linked.says)
         return direct
-    columns = [name, *(column for column in table.columns if column != name)]
+    others = (column for column in table.columns if column != name and not repeats(table, column))
+    columns = [name, *others]
     for column in columns[:3]:
         ids = [cell.strip() for cell in table.column(column)]
         found = _long(ids, index, sources, label_names) if label_names else None

@@ -27,6 +27,7 @@ from pipeline.fetch.staged_rows import (
     part_of,
     write_rows,
 )
+from pipeline.tables import DELIMITERS
 from pipeline.wording import capped, counted, listed, numbered
 
 FEWEST = 64  # fewest numbers of an image: 8 x 8
@@ -255,7 +256,7 @@ def _header(path: Path) -> tuple[str, list[str]]:
     """Return the delimiter of a CSV file, and the column names in its first row."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
-    delimiter = max((",", ";", "\t"), key=header.count)
+    delimiter = max(DELIMITERS, key=header.count)
     return delimiter, [
         str(name)
         for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False).columns

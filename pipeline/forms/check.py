@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.forms.form import SubmissionForm
-from pipeline.tables import DELIMITER_NAMES, Table, load_table, repeated_ids, rows_of
+from pipeline.tables import DELIMITER_NAMES, EMPTY_COLUMNS, Table, load_table, repeated_ids, rows_of
 from pipeline.targets.readings import split_parts
 from pipeline.targets.target import Target
 from pipeline.wording import MAX_NAMED, capped, counted, nearest, numbered, quoted
@@ -55,6 +55,8 @@ def check_predictions(path: Path, form: SubmissionForm, target: Target | None) -
             "its first column has no name and numbers the rows (a pandas index): write the file with "
             "index=False"
         )
+    if EMPTY_COLUMNS in table.notes:
+        problems.append("it has columns without a name and without cells: take out the commas at line ends")
     wrong_columns = _column_problems(table, form)
     problems += wrong_columns
     if form.id_column in table.columns:

@@ -26,12 +26,14 @@ from pipeline.targets.readings import (
     comma_advice,
     has_fraction,
     is_true,
+    look_like_lists,
     may_have_decimal_commas,
     named_after,
     number,
     several_guesses,
     several_labels,
     split_parts,
+    unit_advice,
 )
 from pipeline.targets.several_columns import of_columns
 from pipeline.targets.target import KINDS, Target
@@ -237,6 +239,8 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
     if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
+        if "-1" in names and len(names) > 3 and min(map(float, names)) == -1:
+            note += "; '-1' is a class too: if it means no label, take its rows out of the table"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
         f"{whole} may be classes or a quantity"
@@ -255,24 +259,32 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
         or (case.metric is not None and case.metric.name == "qwk")
     ):
         strange = [name for name in names if number(name) is None]
-        why = comma_advice(strange) if may_have_decimal_commas(strange) else ""
+        why = comma_advice(strange) if may_have_decimal_commas(strange) else unit_advice(strange[0])
         raise UserError(f"{labels.where}: {strange[0]!r} is not a number{why or '; ' + contradiction(case)}")
+    if case.is_open and look_like_lists(names) and not look_like_lists(sample_cells):
+        raise case.ambiguous(
+            f"{names[0]!r} looks like a list, and is not read as one: it has no commas, or holds no labels",
+            "each text is one class: --target multiclass",
+            "several labels per image: write them with spaces between them (cat dog)",
+        )
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(
             labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS
         )
+    with_comma = next((text for text in labels.texts if "," in text), "")
+    lists = several != "no" and separator == ","
     if (
-        several != "no"
-        and case.is_open
-        and separator == ","
+        case.is_open
+        and with_comma
         and may_have_decimal_commas(labels.texts)
-        and are_numbers(sample_cells or ("0",))
+        and (lists or not has_fraction(sample_cells))
+        and (are_numbers(sample_cells or ("0",)) or may_have_decimal_commas(sample_cells))
     ):
-        example = next(text for text in labels.texts if "," in text)
+        whole = f" or {with_comma.replace(',', '')!r}" if " or " in comma_advice([with_comma]) else ""
         raise case.ambiguous(
-            f"{example!r} may be a number with a comma, or several labels",
-            f"a number: write it as {example.replace(',', '.')!r}, and --metric rmse",
+            f"{with_comma!r} may be a number with a comma, or several labels",
+            f"a number: write it as {with_comma.replace(',', '.')!r}{whole}, and --metric rmse",
             "several labels per image: --target multilabel",
         )
     if case.is_open and has_fraction(sample_cells) and may_have_decimal_commas(labels.texts):
@@ -306,7 +318,7 @@ def _words(case: Case, names: tuple[str, ...]) -> Read:
     ):
         raise case.ambiguous(
             f"all {len(names):,} rows have different texts, such as {names[0]!r}; only texts seen in "
-            "training can be predicted",
+            f"training can be predicted{unit_advice(names[0])}",
             "texts, masks or other values that are new for each image: not supported",
             "each is a class nevertheless: --target multiclass",
             "several labels per image: --target multilabel",

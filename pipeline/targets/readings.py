@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Literal
 
 from pipeline.targets.target import finite_number
 
 SEPARATORS = (" ", ",", ";", "|")
+OTHER_MARKS = ("\n", "\t", *"/+&~:-_")  # separators only where the parts are labels of other cells
+BETWEEN_SPACES = r"(?<=\S) (?:[^\w\s,;|]+|and) (?=\S)"  # cat + dog, cat and dog
 FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 TRUE_TEXTS, FALSE_TEXTS = ("1", "1.0", "true"), ("0", "0.0", "false")
 # Share of the parts that also occur in another cell. From the first value on, parts are labels; below the
@@ -48,6 +51,12 @@ def may_have_decimal_commas(texts: Iterable[str]) -> bool:
     return all(re.fullmatch(r"[+-]?\d+(,\d+)?", text.strip()) for text in texts)
 
 
+def look_like_lists(texts: Iterable[str]) -> bool:
+    """Return True when there is at least one cell and every cell has brackets around it: ['cat' 'dog']."""
+    cells = list(texts)
+    return bool(cells) and all(re.fullmatch(r"[\[({].*[\])}]", cell.strip(), re.DOTALL) for cell in cells)
+
+
 def comma_advice(texts: Iterable[str]) -> str:
     """Return how to write a number that has a comma among `texts` (1,5): the end of a message; else "".
 
@@ -60,6 +69,12 @@ def comma_advice(texts: Iterable[str]) -> str:
     if re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", found):
         advice += f" or {found.replace(',', '')}, as it is meant"
     return advice
+
+
+def unit_advice(text: str) -> str:
+    """Return how to write a number with a unit (12 kg, 50%): the end of a message; "" for other texts."""
+    found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*([^\W\d_][^\d]*|[%°€$£])\s*", text)
+    return f"; a unit is not read: write {text!r} as {found[1]}, in each row" if found else ""
 
 
 def has_fraction(texts: Iterable[str]) -> bool:
@@ -102,8 +117,9 @@ def several_labels(
     """Return whether cells hold several labels each, and the separator between them.
 
     "yes": there are fewer different parts than different cells, nearly every part occurs in several cells,
-    and the number of parts varies (`rust`, `scab`, `rust scab`). "no": no cell has a separator, or the parts
-    are words of names (`Granny Smith`). "maybe": in between.
+    and the number of parts varies (`rust`, `scab`, `rust scab`). Words with spaces between them may be names:
+    there a part must also be the only one of a cell. "no": no cell has a separator, or the parts are words of
+    names (`Granny Smith`). "maybe": in between.
     """
     cells = list(dict.fromkeys(text.strip() for text in texts))
     doubt: tuple[Literal["yes", "maybe", "no"], str] = ("no", separators[0])
@@ -115,43 +131,70 @@ def several_labels(
         inside = {part for found in parts if len(found) > 1 for part in found}
         recurring = sum(cells_with[part] > 1 for part in inside) / len(inside)
         varied = len({len(found) for found in parts}) > 1
-        if len(cells_with) < len(cells) and recurring >= CLEAR_SHARE and varied:
+        alone = {found[0] for found in parts if len(found) == 1}
+        no_words = separator.strip() in (",", ";", "|") or are_numbers(inside)
+        if (
+            len(cells_with) < len(cells)
+            and recurring >= CLEAR_SHARE
+            and varied
+            and (no_words or inside & alone)
+        ):
             return "yes", separator
         if len(cells_with) <= len(cells) and recurring >= DOUBTFUL_SHARE and doubt[0] == "no":
             doubt = "maybe", separator
+    if doubt[0] == "no" and separators == SEPARATORS and (mark := _other_mark(cells)):
+        return "maybe", mark
     return doubt
 
 
-def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
-    """Return the separators as these cells write them: `, ` where every comma is followed by a space.
+def _other_mark(cells: Sequence[str]) -> str | None:
+    """Return the mark that joins other cells to several of these (`cat`, `dog`, `fox`, `cat/dog`, `dog/fox`);
+    None without one.
+    """
+    known = set(cells)
+    for mark in OTHER_MARKS:
+        parts = [split_parts(cell, mark) for cell in cells if mark in cell]
+        joined = [found for found in parts if len(found) > 1]
+        if len(joined) > 1 and all(part in known for found in joined for part in found):
+            return mark
+    return None
 
-    Where another separator is written with spaces, the space alone is left out.
+
+def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
+    """Return the separators as these cells write them: `, ` where every comma is followed by a space, `||`.
+
+    Where another separator is written with spaces, the space alone is left out. Before it come marks that
+    stand between spaces (`cat + dog`).
     """
     spaced = {}
     for mark in separators:
         found = set()
         if mark.strip():
-            found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)}
+            found = {match for cell in cells for match in re.findall(rf" *(?:{re.escape(mark)})+ *", cell)}
         if found - {mark}:
             spaced[mark] = next(iter(found)) if len(found) == 1 else mark
-    return [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
+    words = [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
+    between = {match for cell in cells for match in re.findall(BETWEEN_SPACES, cell)}
+    return [*(sorted(between) if " " in words else ()), *words]
 
 
 def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> tuple[int, str]:
     """Return how many labels a cell of the sample submission holds, and the separator.
 
     1 where each holds one. Guesses differ from names with spaces: no class name contains the separator, and a
-    part is a known class.
+    part is a known class. In different cells known and unknown parts have no places of their own, as they do
+    in `Quercus alba` and `Acer rubrum`, where Quercus and Acer are classes.
     """
     known = set(class_names)
     for separator in _as_written(sample_cells, SEPARATORS):
         if any(separator in name for name in known):
             continue
-        counts = [len(split_parts(cell, separator)) for cell in sample_cells]
-        if max(counts, default=1) > 1 and any(
-            part in known for cell in sample_cells for part in split_parts(cell, separator)
-        ):
-            return max(counts), separator
+        rows = [split_parts(cell, separator) for cell in sample_cells]
+        most = max(map(len, rows), default=1)
+        places = [{part in known for part in found if part} for found in zip_longest(*rows)]
+        names = len(set(sample_cells)) > 1 and {True} in places and {False} in places
+        if most > 1 and any(True in found for found in places) and not names:
+            return most, separator
     return 1, " "
 
 
