@@ -209,8 +209,8 @@ def test_images_that_cannot_be_read_are_noted(tmp_path):
     assert "2 .heic files not read" in said(read_layout(tmp_path))
 
 
-def test_a_validation_folder_is_noted(tmp_path):
-    make(class_folders(tmp_path), "val/cat/5.jpg", "val/dog/6.jpg")
+def test_a_validation_folder_without_the_classes_is_noted(tmp_path):
+    make(class_folders(tmp_path), "val/5.jpg", "val/6.jpg")
     competition = read_layout(tmp_path)
     assert len(competition.train) == 4
     assert "val/ not used: validation rows are taken from the training images (data.val_fraction)" in said(

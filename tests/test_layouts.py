@@ -192,7 +192,7 @@ def test_a_table_about_other_images_than_the_class_folders(tmp_path):
 # ---- classes in file names ----
 
 
-@pytest.mark.parametrize(("number", "name"), [(3, "{0}"), (12, "image")])
+@pytest.mark.parametrize(("number", "name"), [(5, "{0}"), (12, "image")])
 def test_folders_of_one_image_each_are_no_classes(tmp_path, number, name):
     for n in range(number):
         folder = f"train/a{n}"

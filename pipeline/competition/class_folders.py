@@ -39,7 +39,8 @@ VERSIONS = KINDS | _words(
 PHOTOS = _words("image images img imgs photo photos")  # beside folders of masks with the same files
 # with a number: parts of one download
 SHARES = _words("part parts chunk shard batch archive images imgs fold")
-MANY_SINGLE = 10  # so many folders of one image each are no classes
+# So many folders of one image each are no classes, the first number if each image is called as its folder
+MANY_SINGLE = (5, 10)
 NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
 
 
@@ -346,7 +347,7 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
     base = classes.base
     single = all(len(group) == 1 for group in classes.groups.values()) and not classes.held
     own = all(stem(group[0]) == name for name, group in classes.groups.items())
-    if single and (own or len(classes.groups) >= MANY_SINGLE):
+    if single and len(classes.groups) >= MANY_SINGLE[0 if own else 1]:
         shown = quoted([group[0] for group in classes.groups.values()][:2])
         raise UserError(
             f"{folder.root}: each folder in {classes.where} holds one image, such as {shown}: these are no "
