@@ -218,6 +218,19 @@ def test_a_validation_folder_without_the_classes_is_noted(tmp_path):
     )
 
 
+@pytest.mark.parametrize("marks", [("state/start.json",), ("state/folds.json",), ("run.json", "report.html")])
+def test_a_run_folder_inside_the_data_is_no_part_of_them(tmp_path, marks):
+    """Its rows were taken for the labels, with their split."""
+    run = make(class_folders(tmp_path), "runs/a/figures/loss.png") / "runs/a"
+    (run / "state").mkdir()
+    (run / "state/rows.csv").write_text("id,label,split\n1,cat,val\n2,cat,train\n3,dog,train\n4,dog,train\n")
+    for mark in marks:
+        (run / mark).write_text("{}")
+    competition = read_layout(tmp_path)
+    assert competition.split is None and len(competition.train) == 4
+    assert "rows.csv" not in said(competition) and "runs" not in said(competition)
+
+
 def test_a_single_class(tmp_path):
     message = refusal(make(tmp_path, "train/cat/1.jpg", "train/cat/2.jpg", "test/8.jpg"))
     assert "expected train/<class>/*.jpg (two classes or more)" in message

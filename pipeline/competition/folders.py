@@ -15,6 +15,7 @@ from typing import Literal
 from pipeline.competition.parts import FOREIGN, Parts
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json
+from pipeline.run_names import FOLDS_START, PAGE, RECORD, START
 from pipeline.wording import counted, listed, natural_key
 
 IMAGE_SUFFIXES = frozenset(
@@ -208,8 +209,8 @@ def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
 
 
 def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirEntry[str]]]:
-    """Return the sorted names of the sub-folders of one folder, and its other entries. Hidden names are left
-    out.
+    """Return the sorted names of the sub-folders of one folder, and its other entries. Hidden names and run
+    folders are left out.
 
     Raises:
         UserError: the folder cannot be read, or a name in it is not valid UTF-8.
@@ -224,7 +225,8 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
                     _check_locale(root, relative, entry.name)
                     entry.name.encode("utf-8")
                 if _leads_to(entry.is_dir):
-                    folders.append(entry.name)
+                    if not _is_run(entry.path):
+                        folders.append(entry.name)
                 else:
                     others.append(entry)
     except UnicodeEncodeError as error:
@@ -235,6 +237,12 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
     except OSError as error:
         raise UserError(f"{root / relative} cannot be read: {error.strerror}") from None
     return sorted(folders, key=natural_key), others
+
+
+def _is_run(folder: str) -> bool:
+    """Return True for a run folder: its rows are no table of labels, and its figures are no images."""
+    has = {name: os.path.isfile(os.path.join(folder, name)) for name in (START, FOLDS_START, RECORD, PAGE)}
+    return has[START] or has[FOLDS_START] or (has[RECORD] and has[PAGE])
 
 
 def _check_locale(root: Path, relative: str, name: str) -> None:
