@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.competition.corrections import CorrectionFiles
+from pipeline.competition.folders import find_file
 from pipeline.competition.layout import read_for_run
 from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.errors import UserError, raise_all
@@ -88,11 +89,11 @@ def earlier_files(record: RunRecord, data_dir: Path) -> tuple[CorrectionFiles, t
     found, notes = {}, []
     for what, entry in (record.values.get("corrections") or {}).get("files", {}).items():
         file = entry["file"]
-        places = [place for place in (Path(file), data_dir / file) if place.is_file()]
-        if places and sha256(places[0]) == entry.get("sha256"):
-            found[what] = str(places[0])
+        path = find_file(file, data_dir)
+        if path and sha256(path) == entry.get("sha256"):
+            found[what] = str(path)
         else:
-            change = "has changed since" if places else "is not there any more"
+            change = "has changed since" if path else "is not there any more"
             notes.append(
                 f"these folds were trained with data.{what}={file}, which {change}: its rows are not marked; "
                 "bring it back, or decide about them again"

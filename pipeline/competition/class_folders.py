@@ -81,14 +81,7 @@ def class_folders(folder: DataFolder, asked: Collection[str] = ()) -> list[Class
     submission names.
     """
     bases = folder.parts.named("train")
-    grouped = []
-    for base in bases:
-        top = base.split("/")[0]
-        grouped.append(
-            _grouped(
-                base, [image for image in folder.scans[top].images if image.startswith(base + "/")], asked
-            )
-        )
+    grouped = [_grouped(base, _images_in(folder, base), asked) for base in bases]
     if not bases:
         grouped = [_grouped("", folder.of_part(""), asked)]
     several = [entry for entry in grouped if len(entry.groups) > 1]
@@ -103,12 +96,14 @@ def _with_validation(classes: ClassFolders, folder: DataFolder, asked: Collectio
     bases = folder.parts.named("val")
     if len(bases) != 1 or not classes.plausible:
         return classes
-    (base,) = bases
-    images = [image for image in folder.scans[base.split("/")[0]].images if image.startswith(base + "/")]
-    held = _grouped(base, images, asked)
+    held = _grouped(bases[0], _images_in(folder, bases[0]), asked)
     if held.loose or held.trouble or not held.groups or not held.groups.keys() <= classes.groups.keys():
         return classes
     return replace(classes, held_base=held.base, held=held.groups)
+
+
+def _images_in(folder: DataFolder, base: str) -> list[str]:
+    return [image for image in folder.scans[base.split("/")[0]].images if image.startswith(base + "/")]
 
 
 def _together(found: list[ClassFolders]) -> list[ClassFolders]:

@@ -341,16 +341,20 @@ def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
     raise_all(problems, f"{folder.root} is not complete:")
 
 
+def find_file(file: str, root: Path) -> Path | None:
+    """Return the path as given, or else inside the data folder `root`; None if neither is a file."""
+    return next((place for place in (Path(file), root / file) if place.is_file()), None)
+
+
 def named_file(key: str, file: str, root: Path, expected: str) -> Path:
     """Return the file of recipe key `key`: the path as given, or else inside the data folder `root`.
 
     Raises:
         UserError: neither path exists; `expected` describes the file in the message.
     """
-    places = [Path(file), root / file]
-    if found := [place for place in places if place.is_file()]:
-        return found[0]
-    nor = f", nor does {places[1]}" if places[1] != places[0] else ""
+    if found := find_file(file, root):
+        return found
+    nor = f", nor does {root / file}" if root / file != Path(file) else ""
     raise UserError(f"{key}: {file} does not exist{nor}; it should be {expected}")
 
 

@@ -45,7 +45,6 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
         UserError: no layer of this architecture has the role, or an adapter cannot reach it; the message
             lists the roles there are.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found, reached = _layers_by_role(model), reached_roles(model)
     has = (
         f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])"
@@ -53,7 +52,7 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
         else "use full fine-tuning (--lora-rank 0)"
     )
     if missing := [role for role in roles if not found[role]]:
-        endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
+        endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in _linear_layers(model)})
         raise UserError(
             f"lora.targets: {architecture_name(model)} has no {', '.join(missing)} layer; {has}; "
             f"its linear layers end in: {', '.join(endings)}"
@@ -75,8 +74,12 @@ def reached_roles(model: nn.Module) -> list[str]:
     ]
 
 
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
 def _layers_by_role(model: nn.Module) -> dict[str, list[str]]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = _linear_layers(model)
     return {role: [name for name in linear if role_of(name) == role] for role in ROLES}
 
 
